@@ -1,0 +1,61 @@
+"""halfconv: half-precision deployment of ONNX models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from halfconv.errors import (
+        CheckFailed,
+        EnvironmentProblem,
+        HalfconvError,
+        InputError,
+        UnsupportedModel,
+        UsageError,
+    )
+    from halfconv.inspection import InspectReport, inspect
+    from halfconv.pipeline import ConvertResult, convert
+    from halfconv.precision.plan import PrecisionPlan
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Imported on first use: `import halfconv` loads neither onnx nor numpy.
+_HOME = {
+    "CheckFailed": "halfconv.errors",
+    "ConvertResult": "halfconv.pipeline",
+    "EnvironmentProblem": "halfconv.errors",
+    "HalfconvError": "halfconv.errors",
+    "InputError": "halfconv.errors",
+    "InspectReport": "halfconv.inspection",
+    "PrecisionPlan": "halfconv.precision.plan",
+    "UnsupportedModel": "halfconv.errors",
+    "UsageError": "halfconv.errors",
+    "convert": "halfconv.pipeline",
+    "inspect": "halfconv.inspection",
+}
+
+__all__ = [
+    "CheckFailed",
+    "ConvertResult",
+    "EnvironmentProblem",
+    "HalfconvError",
+    "InputError",
+    "InspectReport",
+    "PrecisionPlan",
+    "UnsupportedModel",
+    "UsageError",
+    "__version__",
+    "convert",
+    "inspect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'halfconv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,58 @@
+"""The exceptions that halfconv raises on purpose.
+
+    HalfconvError
+    ├── InputError             the model file or another input cannot be used          exit 2
+    │   └── UnsupportedModel   the file is a valid model that halfconv cannot convert  exit 2
+    ├── UsageError             an option is wrong or matches nothing                   exit 2
+    ├── EnvironmentProblem     a runtime, a package or the disk is missing             exit 2
+    └── CheckFailed            the converted model did not pass its checks             exit 1
+
+Every message is one line: what was found, where, and what to do (``try: …``).
+This module imports nothing, so that the runtime can be shipped alone.
+"""
+
+__all__ = ["CheckFailed", "EnvironmentProblem", "HalfconvError", "InputError", "UnsupportedModel", "UsageError"]
+
+
+class HalfconvError(Exception):
+    """Base of all errors that halfconv raises on purpose.
+
+    Attributes:
+        exit_code: The command line's exit code for this kind of error.
+    """
+
+    exit_code = 2
+
+    def __init__(self, found: str, advice: str = ""):
+        """Build the one-line message.
+
+        Args:
+            found: What was found, and where.
+            advice: What to do about it; shown after ``try:``.
+        """
+        message = " ".join(found.split())
+        if advice:
+            message = f"{message}; try: {' '.join(advice.split())}"
+        super().__init__(message)
+
+
+class InputError(HalfconvError):
+    """The model file, or another input file, cannot be used."""
+
+
+class UnsupportedModel(InputError):
+    """The file is a valid model, but halfconv cannot convert it."""
+
+
+class UsageError(HalfconvError):
+    """An option is wrong, contradicts another, or matches nothing."""
+
+
+class EnvironmentProblem(HalfconvError):
+    """A runtime or package is missing, or the disk refuses the output."""
+
+
+class CheckFailed(HalfconvError):
+    """The converted model did not pass its checks; no output is left."""
+
+    exit_code = 1

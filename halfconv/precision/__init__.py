@@ -1,0 +1,1 @@
+"""Which value is held in which precision, and why."""
