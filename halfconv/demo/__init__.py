@@ -1,0 +1,164 @@
+"""`halfconv demo`: convert a real model on real files, and say what was done.
+
+The model is Magika's, which tells a file's type from its bytes; the ``demo`` extra installs it. The files are those of
+``files.json``: parts of this project's own dependencies, with their true types, so that every machine counts the same.
+
+    load the list → find the files → convert the model → run FP32 and FP16 on the files → `DemoReport`
+
+Magika's package requires the CPU build of ONNX Runtime, which does not live beside the GPU build: keep the ``demo``
+extra out of GPU environments.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halfconv.demo.files import Collected, collect, load_list
+from halfconv.demo.magika import MODEL_NAME, NO_ANSWER, MagikaModel, classify, find_model, rows
+from halfconv.demo.render import render
+from halfconv.errors import EnvironmentProblem, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from halfconv.pipeline import ConvertResult
+
+__all__ = ["DemoReport", "render", "run_demo"]
+
+OUTPUT_NAME = "magika.fp16.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the demo did and measured.
+
+    Attributes:
+        model: The model's name and package version.
+        model_sha256: The FP32 file's digest.
+        files: Numbers of ``listed``, ``used``, ``differ`` and ``missing`` files.
+        types: For each true type, the numbers of ``files`` and of right answers, ``fp32`` and ``fp16_cpu``.
+        conversion: What the converter reports.
+        kept: Where the FP16 model lies, or None if it was only made for the demo.
+        accuracy: Share of files whose type the model gives (top-1): ``fp32`` and ``fp16_cpu``.
+        correct: The numbers of files behind the shares.
+        no_answer: Numbers of files for which a score was NaN or infinite.
+        agreement: Share of files to which both models give the same type.
+        warnings: What keeps this run from being comparable with others.
+    """
+
+    model: str
+    model_sha256: str
+    files: dict[str, int]
+    types: dict[str, dict[str, int]]
+    conversion: "ConvertResult"
+    kept: Path | None
+    accuracy: dict[str, float]
+    correct: dict[str, int]
+    no_answer: dict[str, int]
+    agreement: float
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON knows it."""
+        return {
+            "schema_version": 1,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "files": dict(self.files),
+            "types": {label: dict(counts) for label, counts in self.types.items()},
+            "conversion": self.conversion.to_dict(),
+            "kept": None if self.kept is None else str(self.kept),
+            "accuracy": dict(self.accuracy),
+            "correct": dict(self.correct),
+            "no_answer": dict(self.no_answer),
+            "agreement": self.agreement,
+            "warnings": list(self.warnings),
+        }
+
+
+def run_demo(
+    output_dir: Path | None = None,
+    *,
+    convert: "Callable[[Path, Path], ConvertResult] | None" = None,
+) -> DemoReport:
+    """Convert Magika's model and run both precisions on the listed files.
+
+    Args:
+        output_dir: Where the FP16 model is kept (made if it is not there); None keeps nothing.
+        convert: The converter; by default halfconv's own.
+
+    Returns:
+        The report.
+
+    Raises:
+        EnvironmentProblem: Magika or ONNX Runtime is not installed, or none of the listed files is here.
+        UsageError: The output directory is a file.
+    """
+    if convert is None:
+        from halfconv.pipeline import convert as convert_default
+
+        convert = convert_default
+    model = find_model()
+    listed = load_list()
+    found = collect(listed.files)
+    if not found.used:
+        raise EnvironmentProblem(
+            f"none of the {len(listed.files)} listed files is on this machine with the listed content",
+            "pip install 'halfconv[demo]' in a new virtual environment, with the versions of constraints.txt",
+        )
+    with ExitStack() as stack:
+        folder = _made(output_dir) if output_dir else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        conversion = convert(model.path, folder / OUTPUT_NAME)
+        inputs = rows(model, (content for _, content in found.used))
+        answers = {"fp32": classify(model.path, inputs), "fp16_cpu": classify(Path(conversion.output), inputs)}
+    kept = Path(conversion.output) if output_dir else None
+    return _report(model, found, conversion, answers, kept, listed.model_sha256)
+
+
+def _made(folder: Path) -> Path:
+    """The directory, made if needed."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; the demo writes into a directory", "-o DIR")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot make the directory {folder} ({error})", "another -o DIR") from error
+    return folder
+
+
+def _report(
+    model: MagikaModel,
+    found: Collected,
+    conversion: "ConvertResult",
+    answers: "dict[str, NDArray[np.int64]]",
+    kept: Path | None,
+    listed_sha256: str,
+) -> DemoReport:
+    """Count the answers."""
+    truths = [file.label for file, _ in found.used]
+    types = {label: {"files": truths.count(label), "fp32": 0, "fp16_cpu": 0} for label in sorted(set(truths))}
+    for who, given in answers.items():
+        for index, truth in zip(given, truths, strict=True):
+            types[truth][who] += int(index != NO_ANSWER and model.labels[index] == truth)
+    correct = {who: sum(counts[who] for counts in types.values()) for who in answers}
+    both = [a == b != NO_ANSWER for a, b in zip(answers["fp32"], answers["fp16_cpu"], strict=True)]
+    warnings = []
+    if model.sha256 != listed_sha256:
+        warnings.append(f"Magika {model.version} ships another model than the file list was made for")
+    return DemoReport(
+        model=f"Magika {MODEL_NAME} (package {model.version})",
+        model_sha256=model.sha256,
+        files=found.counts,
+        types=types,
+        conversion=conversion,
+        kept=kept,
+        accuracy={who: count / len(truths) for who, count in correct.items()},
+        correct=correct,
+        no_answer={who: int((given == NO_ANSWER).sum()) for who, given in answers.items()},
+        agreement=sum(both) / len(truths),
+        warnings=tuple(warnings),
+    )
