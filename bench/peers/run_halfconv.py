@@ -1,0 +1,14 @@
+"""halfconv's library call with default options, to compare with the peers' calls."""
+
+import timed
+
+from halfconv import convert  # lazy: asking for the name imports what it needs
+
+
+def run(source: str, output: str) -> None:
+    """Convert one model."""
+    convert(source, output)
+
+
+if __name__ == "__main__":
+    timed.main(run)
