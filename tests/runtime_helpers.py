@@ -87,14 +87,20 @@ class _Child:
             self.process = None
 
 
+_lasting: dict[Callable[[Any], Any], _Child] = {}
+
+
 def isolate(
     function: Callable[[Any], Any], items: Sequence[Any], *, workers: int = 2, timeout: float = 300
 ) -> list[Any]:
     """Call a module-level function on each item in child processes; a failure becomes a `Failure`, never an exception.
 
     Many items share one child, which keeps small models fast; when a child dies, its item is the culprit and the next
-    child goes on with the rest.
+    child goes on with the rest. A single worker is kept for the next call.
     """
+    if workers == 1:
+        child = _lasting.setdefault(function, _Child(function, timeout))
+        return [child.ask(item) for item in items]
     answers: list[Any] = [None] * len(items)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(items)):

@@ -1,0 +1,1 @@
+"""Small models of every kind that breaks FP16 converters."""
