@@ -21,8 +21,9 @@ Figures of a row:
 * ``bytes_in``, ``bytes_out``: model and external data.
 
 Times are medians of ``--runs`` runs (``seconds_runs`` holds each), memory is the largest of them. Runs are interleaved:
-every tool once, then every tool again in another order. The source is read once beforehand, so that no tool pays for a
-cold disk. A tool that fails gets a row with ``error`` and no figures.
+every tool once, then every tool again in another order; a tool that needs more than ``--slow`` seconds for a model
+converts it once. The source is read once beforehand, so that no tool pays for a cold disk. A tool that fails gets a row
+with ``error`` and no figures.
 """
 
 from __future__ import annotations
@@ -165,13 +166,14 @@ def model_bytes(model: Path) -> int:
     return sum(path.stat().st_size for path in model.parent.iterdir() if path.suffix not in {".json", ".npz", ".npy"})
 
 
-def compare(case: models.Case, pythons: dict[str, str], runs: int, timeout: float) -> list[Row]:
+def compare(case: models.Case, pythons: dict[str, str], runs: int, slow: float, timeout: float) -> list[Row]:
     """Convert one model with every tool, several times in turns, and judge each tool's last result.
 
     Args:
         case: The model.
         pythons: The interpreter of each tool.
         runs: How often each tool converts.
+        slow: Seconds; a tool whose conversion takes longer does it once.
         timeout: Seconds that one conversion may take.
 
     Returns:
@@ -187,7 +189,7 @@ def compare(case: models.Case, pythons: dict[str, str], runs: int, timeout: floa
     for turn in range(runs):
         order = [*pythons][turn % len(pythons) :] + [*pythons][: turn % len(pythons)]
         for who in order:
-            if who in errors:
+            if who in errors or (found[who] and found[who][0]["seconds"] > slow):
                 continue
             print(f"{case.key}: {who}, run {turn + 1} of {runs}", file=sys.stderr)
             with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
@@ -196,7 +198,7 @@ def compare(case: models.Case, pythons: dict[str, str], runs: int, timeout: floa
                 except Failed as error:
                     errors[who] = str(error)
                     continue
-                if turn == runs - 1:
+                if turn == runs - 1 or found[who][0]["seconds"] > slow:
                     output = Path(folder) / "result" / "model.onnx"
                     judged[who] = judge(case, output, timeout) | {
                         "bytes_in": model_bytes(case.model),
@@ -233,7 +235,7 @@ def report(options: argparse.Namespace) -> dict[str, object]:
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
             rows += [{"case": key, "batch": None, "who": who, "error": str(error)} for who in pythons]
             continue
-        rows += compare(case, pythons, options.runs, options.timeout)
+        rows += compare(case, pythons, options.runs, options.slow, options.timeout)
         rows += [{"case": key, "batch": None, "who": who, "error": error} for who, error in broken.items()]
     return {
         "schema_version": 1,
@@ -245,6 +247,7 @@ def report(options: argparse.Namespace) -> dict[str, object]:
         },
         "command": options.command,
         "runs": options.runs,
+        "slow": options.slow,
         "rows": rows,
     }
 
@@ -282,11 +285,11 @@ def show(rows: Sequence[Row]) -> None:
         cells = [_cell(values.get(key), form) for key, form in columns.values()]
         last = index + 1 == len(rows) or rows[index + 1]["case"] != row["case"]
         table.add_row(str(row["case"]), str(row["who"]), *cells, end_section=last)
-        notes += [f"{row['case']}, {row['who']}: {key}: {row[key]}" for key in row if key.endswith("error")]
+        notes += [f"{row['case']}, {row['who']}: {key}: {row[key][:160]}" for key in row if key.endswith("error")]
         if "stages" in row:
             stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row["stages"].items())
             notes.append(f"{row['case']}, {row['who']}: stages in seconds: {stages}")
-    console = Console(width=max(150, Console().width))
+    console = Console(width=max(160, Console().width))
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
@@ -304,6 +307,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--case", action="append", metavar="KEY", help="a model; may be repeated (default: all)")
     parser.add_argument("--who", action="append", choices=[*TOOLS], help="a tool; may be repeated (default: all)")
     parser.add_argument("--runs", type=int, default=3, help="conversions per model and tool (default: 3)")
+    parser.add_argument(
+        "--slow", type=float, default=120, help="convert once if it takes longer (default: %(default)s)"
+    )
     parser.add_argument("--zoo", type=Path, default=models.ZOO, help="folder of zoo models (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds per conversion (default: %(default)s)")
     parser.add_argument("--here", action="store_true", help="run all tools in this interpreter, build no environment")
