@@ -279,7 +279,7 @@ def rel_l2(got: np.ndarray, want: np.ndarray) -> float:
 # --- GPU rounding on a CPU -----------------------------------------------------------------------------------------
 
 # Attributes that name a tensor type, as an integer.
-_TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype"}
+_TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "output_datatype"}
 
 
 def _each_type(kind: onnx.TypeProto) -> Iterator[onnx.TypeProto.Tensor]:
