@@ -310,7 +310,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--slow", type=float, default=120, help="convert once if it takes longer (default: %(default)s)"
     )
-    parser.add_argument("--zoo", type=Path, default=models.ZOO, help="folder of zoo models (default: %(default)s)")
+    parser.add_argument("--zoo", type=Path, metavar="DIR", help="folder of zoo models (default: the tests' zoo)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds per conversion (default: %(default)s)")
     parser.add_argument("--here", action="store_true", help="run all tools in this interpreter, build no environment")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write here (default: bench/results, if all is run)")

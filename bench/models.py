@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CACHE = Path.home() / ".cache" / "halfconv-bench" / "models"
-ZOO = Path.home() / ".cache" / "halfconv-zoo" / "models"
+ROOT = Path(__file__).resolve().parent.parent
 ZOO_KEYS = (
     "magika",
     "minilm_ts",
@@ -75,12 +75,13 @@ class Case:
     sample: Path | None
 
 
-def case(key: str, zoo: Path = ZOO) -> Case:
+def case(key: str, zoo: Path | None = None) -> Case:
     """Find or make the model of that key.
 
     Args:
-        key: A key of ``MADE``, or the name of a folder of the zoo.
-        zoo: The folder that holds ``KEY/model.onnx`` and ``KEY/s0.npz``.
+        key: A key of ``MADE``, or a key of the zoo.
+        zoo: The folder that holds ``KEY/model.onnx`` and ``KEY/s0.npz``; by default the tests' zoo, which ``python -m
+            tests.zoo KEY`` builds if need be.
 
     Returns:
         The case.
@@ -90,11 +91,21 @@ def case(key: str, zoo: Path = ZOO) -> Case:
     """
     if key in MADE:
         return made(key)
-    model = zoo / key / "model.onnx"
+    model = (zoo / key if zoo else _built(key)) / "model.onnx"
     if not model.is_file():
-        raise FileNotFoundError(f"no model of key {key}: no made model has that name, and the zoo has no {model}")
+        raise FileNotFoundError(f"no model of key {key}: no made model has that name, and there is no {model}")
     sample = model.with_name("s0.npz")
     return Case(key, model, sample if sample.is_file() else None)
+
+
+def _built(key: str) -> Path:
+    """Have the tests' zoo build a model, in a process of its own, and return its folder."""
+    command = [sys.executable, "-m", "tests.zoo", key]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise FileNotFoundError(f"no model of key {key}: the zoo cannot build it: {said}"[:240])
+    return Path(done.stdout.strip().splitlines()[-1].split(maxsplit=1)[1])
 
 
 def made(key: str) -> Case:
