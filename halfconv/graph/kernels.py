@@ -1,0 +1,88 @@
+"""Which operators a target can run in half precision.
+
+The table holds the CUDA provider's kernels, as ONNX Runtime lists them itself; `bench/make_kernel_table.py` reduces the full
+list. The CPU provider needs no table: it casts around every operator that it has no half kernel for.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import onnx_ir as ir
+
+from halfconv.graph.schema import Signature
+
+__all__ = ["Support", "support", "table_source"]
+
+_LETTER = {ir.DataType.FLOAT16: "h", ir.DataType.BFLOAT16: "b"}
+
+Entry = tuple[int, int, dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What kernels allow one operator.
+
+    Attributes:
+        half: Type variables that some kernel accepts in half precision.
+        mixed: Whether some kernel accepts type variables in different precisions; if not, all go together.
+        missing: Why nothing may be half; empty if something may.
+    """
+
+    half: frozenset[str]
+    mixed: bool
+    missing: str = ""
+
+
+@cache
+def _table() -> tuple[str, dict[str, list[Entry]]]:
+    text = resources.files("halfconv.graph").joinpath("data/cuda_kernels.json").read_text("utf-8")
+    content = json.loads(text)
+    return content["package"], content["kernels"]
+
+
+def table_source() -> str:
+    """Return the package and version whose kernels the table lists."""
+    return _table()[0]
+
+
+def support(domain: str, op_type: str, signature: Signature, variables: frozenset[str], to: ir.DataType) -> Support:
+    """Look up what the CUDA provider can run in half.
+
+    Args:
+        domain: Operator domain.
+        op_type: Operator name.
+        signature: The operator's schema; its ``since`` selects the kernel.
+        variables: Type variables that hold FP32 values in this node.
+        to: FLOAT16 or BFLOAT16.
+
+    Returns:
+        The support. An operator that is defined by a function of other operators may be half without a kernel of its own,
+        because the runtime expands it.
+    """
+    letter = _LETTER[to]
+    package, table = _table()
+    key = f"{'' if domain == 'ai.onnx' else domain}::{op_type}"
+    entries = [types for first, last, types in table.get(key, ()) if first <= signature.since <= last]
+    if not entries:
+        if signature.is_function:
+            return Support(variables, mixed=False)
+        return Support(frozenset(), False, f"{package} has no CUDA kernel for {op_type}-{signature.since}")
+
+    def letters(types: dict[str, str], variable: str) -> str:
+        return types.get(variable.partition("@")[0], "bfh")
+
+    # "mixed" counts only kernels in which one variable is half while another is FP32.
+    half = frozenset(v for v in variables if any(letter in letters(types, v) for types in entries))
+    mixed = any(
+        letter in letters(types, a) and "f" in letters(types, b) for types in entries for a in half for b in variables - {a}
+    )
+    fixed = variables - half
+    if fixed and not mixed:
+        half = frozenset()
+    if not half:
+        return Support(half, mixed, f"{package} has no {to.name} CUDA kernel for {op_type}-{signature.since}")
+    return Support(half, mixed)

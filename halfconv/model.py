@@ -1,0 +1,314 @@
+"""Load a model file as one `onnx_ir.Model`, and refuse what cannot be a usable model.
+
+A model file is untrusted input: nothing outside its folder is read, and nothing is allocated that the file itself does
+not hold (declared sizes are compared with the bytes present before any array is made).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from halfconv.errors import InputError, UnsupportedModel
+
+__all__ = ["MIN_OPSET", "SourceModel", "load"]
+
+#: The oldest opset of the default domain that ONNX Runtime promises to run.
+MIN_OPSET = 7
+#: A serialized protobuf message cannot be longer.
+PROTOBUF_LIMIT = 2**31 - 1
+#: Sparse tensors are stored dense, as runtimes do on load; a larger one is refused, so that a hostile file stays small.
+MAX_DENSE_BYTES = 1 << 28
+
+
+@dataclass(slots=True)
+class SourceModel:
+    """A loaded model and what is known of its file.
+
+    Attributes:
+        model: The graph; weights in external files stay on disk, memory-mapped.
+        path: The file that was read.
+        sha256: SHA-256 of that file.
+        bytes: Size of that file and of the external data files it names, in bytes.
+        opaque_types: Types that onnx-ir cannot hold (maps), by value name; `halfconv.storage` puts them back.
+    """
+
+    model: ir.Model
+    path: Path
+    sha256: str
+    bytes: int
+    opaque_types: dict[str, onnx.TypeProto] = field(default_factory=dict)
+
+
+def load(path: str | os.PathLike[str]) -> SourceModel:
+    """Read and validate a model file.
+
+    Args:
+        path: An ``.onnx`` file. External data must lie in the same folder or below it.
+
+    Returns:
+        The loaded model.
+
+    Raises:
+        InputError: The file is missing, unreadable, damaged or unsafe.
+        UnsupportedModel: A valid model of a version or kind that cannot be converted.
+    """
+    file = Path(path)
+    raw = _read(file)
+    try:
+        proto = onnx.ModelProto.FromString(raw)
+    except DecodeError:
+        raise InputError(f"{file}: not an ONNX model (the bytes are no protobuf message)", "export it again") from None
+    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
+        raise InputError(f"{file}: not an ONNX model (it holds no graph)", "the .onnx file that your exporter wrote")
+    digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
+    del raw
+    _check_versions(proto, file)
+    for graph in _graphs(proto):
+        _check_names(graph, file)
+        _make_dense(graph, file)
+    external: set[Path] = set()
+    for tensor in _tensors(proto):
+        _check_tensor(tensor, file, external)
+    opaque = _take_opaque_types(proto)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        raise InputError(f"{file}: the graph cannot be read: {cause}", "onnx.checker.check_model on it") from None
+    ir.external_data.set_base_dir(model.graph, file.absolute().parent)
+    _check_scopes(model, file)
+    return SourceModel(model, file, digest, size + sum(data.stat().st_size for data in external), opaque)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        if file.is_dir():
+            raise InputError(f"{file}: is a directory, not a model file", "the .onnx file inside it")
+        size = file.stat().st_size
+        if size == 0:
+            raise InputError(f"{file}: the file is empty", "export or download it again")
+        if size > PROTOBUF_LIMIT:
+            raise InputError(
+                f"{file}: {size:,} bytes, but an .onnx file cannot be larger than 2 GB", "export it with external data"
+            )
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file", "check the path") from None
+    except PermissionError:
+        raise InputError(f"{file}: no permission to read it", "chmod or another user") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}", "check the path") from None
+
+
+def _check_versions(proto: onnx.ModelProto, file: Path) -> None:
+    if proto.ir_version > onnx.IR_VERSION:
+        raise UnsupportedModel(
+            f"{file}: IR version {proto.ir_version}, newer than {onnx.IR_VERSION}, the newest that onnx "
+            f"{onnx.__version__} knows",
+            "pip install -U onnx",
+        )
+    imports = {entry.domain or "": entry.version for entry in proto.opset_import}
+    if "ai.onnx" in imports:
+        imports.setdefault("", imports.pop("ai.onnx"))
+    uses_default = any(node.domain in ("", "ai.onnx") for graph in _graphs(proto) for node in graph.node)
+    if "" not in imports:
+        if proto.ir_version >= 3 and uses_default:
+            raise InputError(f"{file}: the model imports no ONNX operator set", "export it again")
+        return
+    version = imports[""]
+    newest = onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise UnsupportedModel(
+            f"{file}: opset {version}, newer than {newest}, the newest that onnx {onnx.__version__} knows",
+            "pip install -U onnx, or export with an older opset",
+        )
+    if version < MIN_OPSET:
+        raise UnsupportedModel(
+            f"{file}: opset {version}, older than {MIN_OPSET}, the oldest that ONNX Runtime runs",
+            f"onnx.version_converter.convert_version(model, {max(MIN_OPSET, 13)})",
+        )
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Yield the main graph and all graphs inside attributes; function bodies hold no tensors of their own graph."""
+    todo = [proto.graph]
+    todo += [g for function in proto.functions for node in function.node for g in _subgraphs(node)]
+    while todo:
+        graph = todo.pop()
+        yield graph
+        todo += [g for node in graph.node for g in _subgraphs(node)]
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    nodes = [node for function in proto.functions for node in function.node]
+    for graph in _graphs(proto):
+        yield from graph.initializer
+        nodes += graph.node
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _check_names(graph: onnx.GraphProto, file: Path) -> None:
+    """Refuse a graph that defines a value twice."""
+    seen = {value.name for value in graph.input}
+    for node in graph.node:
+        for name in node.output:
+            if name and name in seen:
+                raise InputError(
+                    f"{file}: value '{name}' is defined twice, the second time by {node.op_type} '{node.name}'",
+                    "export it again; every value needs its own name",
+                )
+            seen.add(name)
+
+
+def _check_tensor(tensor: TensorProto, file: Path, external: set[Path]) -> None:
+    """Compare a tensor's declared size with the bytes that are there."""
+    label = f"{file}: tensor '{tensor.name}'"
+    if any(dim < 0 for dim in tensor.dims):
+        raise InputError(f"{label} has a negative dimension {list(tensor.dims)}", "export it again")
+    try:
+        dtype = ir.DataType(tensor.data_type)
+    except ValueError:
+        raise InputError(f"{label} has the unknown element type {tensor.data_type}", "pip install -U onnx-ir") from None
+    if dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        return
+    count = math.prod(tensor.dims)
+    needed = math.ceil(count * dtype.bitwidth / 8)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        external.add(_check_external(tensor, needed, label, file))
+    elif tensor.HasField("raw_data"):
+        if len(tensor.raw_data) != needed:
+            raise InputError(
+                f"{label} declares {list(tensor.dims)} of {dtype.name}, {needed:,} bytes, but holds "
+                f"{len(tensor.raw_data):,}",
+                "export or download it again",
+            )
+    else:
+        held = len(tensor.float_data) + len(tensor.int32_data) + len(tensor.int64_data)
+        held += len(tensor.double_data) + len(tensor.uint64_data)
+        if held * max(1, 8 // dtype.bitwidth) < count:
+            raise InputError(f"{label} declares {count:,} elements but holds {held:,}", "export or download it again")
+
+
+def _check_external(tensor: TensorProto, needed: int, label: str, file: Path) -> Path:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    folder = file.absolute().parent
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
+    except ValueError:
+        raise InputError(f"{label}: external offset or length is no number", "export it again") from None
+    target = folder / location
+    if not location or "\0" in location or Path(location).is_absolute() or not target.resolve().is_relative_to(
+        folder.resolve()
+    ):
+        raise InputError(
+            f"{label}: its data file '{location}' lies outside the model's folder {folder}",
+            "copy the data file beside the model",
+        )
+    if not target.is_file():
+        raise InputError(f"{label}: its data file '{location}' is missing in {folder}", "copy it beside the model")
+    status = target.stat()
+    if status.st_nlink > 1:
+        raise InputError(
+            f"{label}: its data file '{location}' has {status.st_nlink} hard links, so it may be a file from "
+            "outside the model's folder",
+            "replace the link by a copy",
+        )
+    if offset < 0 or length < 0 or offset + max(length, needed) > status.st_size:
+        raise InputError(
+            f"{label}: needs bytes {offset:,} to {offset + max(length, needed):,} of '{location}', which has "
+            f"{status.st_size:,} (truncated?)",
+            "download or export it again",
+        )
+    if length < needed:
+        raise InputError(f"{label}: needs {needed:,} bytes but its entry gives {length:,}", "export it again")
+    return target
+
+
+def _make_dense(graph: onnx.GraphProto, file: Path) -> None:
+    """Replace sparse initializers and sparse Constant values by dense ones: onnx-ir would drop them silently."""
+    for sparse in graph.sparse_initializer:
+        graph.initializer.append(_dense(sparse, file))
+    graph.ClearField("sparse_initializer")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and node.op_type == "Constant":
+                dense = _dense(attribute.sparse_tensor, file)
+                attribute.Clear()
+                attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
+                attribute.t.CopyFrom(dense)
+
+
+def _dense(sparse: onnx.SparseTensorProto, file: Path) -> TensorProto:
+    name = sparse.values.name
+    itemsize = max(1, ir.DataType(sparse.values.data_type).bitwidth // 8)
+    if math.prod(sparse.dims) * itemsize > MAX_DENSE_BYTES:
+        raise UnsupportedModel(
+            f"{file}: sparse tensor '{name}' {list(sparse.dims)} is larger than {MAX_DENSE_BYTES:,} bytes when dense",
+            "store it as a dense tensor with external data",
+        )
+    try:
+        values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(math.prod(sparse.dims), values.dtype)
+        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
+        dense[flat] = values
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{file}: sparse tensor '{name}' is damaged: {error}", "export it again") from None
+    return onnx.numpy_helper.from_array(dense.reshape(tuple(sparse.dims)), name)
+
+
+def _take_opaque_types(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    """Remove, and return, the types of values that hold maps; only classifier outputs of ai.onnx.ml have them."""
+    taken = {}
+    for graph in _graphs(proto):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            kind = value.type
+            while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+                kind = (kind.sequence_type if kind.HasField("sequence_type") else kind.optional_type).elem_type
+            if kind.WhichOneof("value") in ("map_type", "opaque_type"):
+                copy = onnx.TypeProto()
+                copy.CopyFrom(value.type)
+                taken[value.name] = copy
+                value.ClearField("type")
+    return taken
+
+
+def _check_scopes(model: ir.Model, file: Path) -> None:
+    """Refuse a graph that reads a value which nothing defines."""
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    for graph in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            for value in node.inputs:
+                if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+                    continue
+                raise InputError(
+                    f"{file}: {node.op_type} '{node.name or ''}' reads '{value.name}', which nothing defines",
+                    "onnx.checker.check_model on it",
+                )
+    for output in model.graph.outputs:
+        if output.producer() is None and not output.is_graph_input() and not output.is_initializer():
+            raise InputError(f"{file}: output '{output.name}' is computed by nothing", "export it again")

@@ -1,0 +1,120 @@
+"""Mask sentinels: constants such as −3.4e38, −1e9 or −10,000 that switch attention scores off before a Softmax.
+
+A sentinel that is *selected* (Where) may saturate at −65,504: Softmax gives the same zeros, and an all-masked row the same
+uniform answer. A sentinel that is *added* to scores may not: in half, −65,504 − 20 overflows, and −10,000 + 0.3 drops the 0.3
+that decides an all-masked row. That sum, and the Softmax, stay FP32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from halfconv.graph.typegroups import is_float, is_weight
+from halfconv.precision.flow import SELECTION_OPS, backward, constant, forward, inputs_of, op
+from halfconv.precision.match import Match
+
+__all__ = ["SAFE_SINKS", "mask_sums", "sinks"]
+
+#: From here on a half's ulp exceeds 0.5 and the score beneath a mask loses its digits.
+LARGE = 1000.0
+SUMS = frozenset({"Add", "Sub", "Sum"})
+#: What a sentinel passes through on its way to the scores.
+CARRIERS = SELECTION_OPS | {"Mul", "Neg", "Div", "Add", "Sub"}
+#: Operators that give the same answer for −65,504 as for any smaller number.
+SAFE_SINKS = frozenset(
+    {"ArgMax", "ArgMin", "Equal", "Erf", "Greater", "GreaterOrEqual", "Hardmax", "HardSigmoid", "IsInf", "IsNaN", "Less",
+     "LessOrEqual", "Sigmoid", "Softmax", "Softsign", "Tanh"}
+)  # fmt: skip
+
+
+def _holds_sentinel(value: ir.Value | None) -> bool:
+    array = constant(value)
+    if array is None or array.dtype.kind != "f" or array.size == 0:
+        return False
+    finite = array[np.isfinite(array)]
+    return bool(finite.size) and bool((np.abs(finite) >= LARGE).any())
+
+
+def _big_mask(value: ir.Value | None) -> bool:
+    """Tell whether a weight too large to read whole each time is a mask: zeros and large numbers only."""
+    if value is None or not is_weight(value) or value.const_value is None or not is_float(value):
+        return False
+    tensor = value.const_value
+    if tensor.size > 1 << 24:
+        return False
+    array = tensor.numpy().reshape(-1)
+    return bool(array.size) and bool(((array == 0) | (np.abs(array) >= LARGE) | (array == 1)).all() and (array < -1).any())
+
+
+def _tainted(nodes: Sequence[ir.Node]) -> set[ir.Node]:
+    """Return the nodes whose result may be a sentinel."""
+    found: set[ir.Node] = set()
+    for node in nodes:
+        kind = op(node)
+        if kind == "ConstantOfShape" and "value" in node.attributes and is_float(node.outputs[0]):
+            if np.abs(node.attributes["value"].as_tensor().numpy()).max(initial=0) >= LARGE:
+                found.add(node)
+        elif kind in CARRIERS and any(is_float(output) for output in node.outputs):
+            own = any(_holds_sentinel(v) or _big_mask(v) for v in node.inputs if v is not None and is_float(v))
+            if kind in ("Clip", "Max", "Min"):
+                own = False  # a bound, not a value
+            if own or any(value.producer() in found for value in inputs_of(node)):
+                found.add(node)
+    return found
+
+
+def mask_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """Yield each Softmax whose input is a sum with a sentinel, with everything from that sum on."""
+    softmaxes = [node for node in nodes if op(node) in ("LogSoftmax", "Softmax")]
+    if not softmaxes:
+        return
+    tainted = _tainted(nodes)
+    for softmax in softmaxes:
+        path = backward(inputs_of(softmax), lambda n: op(n) in CARRIERS, limit=40)
+        sums = [n for n in path if op(n) in SUMS and _masks(n, tainted)]
+        if not sums:
+            continue
+        after = set(forward(sums, lambda n: n in path or n is softmax, limit=60))
+        kept = [n for n in path if n in sums or n in after]
+        # What makes the mask belongs to it: a constant that saturates before the sum would change the sum.
+        for node in sums:
+            made = [v for v in inputs_of(node) if v.producer() in tainted]
+            kept += backward(made, lambda n: n in tainted and op(n) in CARRIERS | {"ConstantOfShape"}, limit=40)
+        why = f"a mask is added to the scores of {op(softmax)}; in half the sum overflows or loses the score"
+        yield Match(tuple(dict.fromkeys([*kept, softmax])), sums[0], why)
+
+
+def _masks(node: ir.Node, tainted: set[ir.Node]) -> bool:
+    """Tell whether a sum adds a sentinel to something that is none."""
+    parts = [value for value in node.inputs if value is not None and is_float(value)]
+    sentinels = [v for v in parts if v.producer() in tainted or _holds_sentinel(v) or _big_mask(v)]
+    return bool(sentinels) and len(parts) > 1
+
+
+def sinks(node: ir.Node) -> tuple[list[ir.Node], list[ir.Node], bool]:
+    """Follow what a node selects to where it is used.
+
+    Args:
+        node: A selecting or moving node.
+
+    Returns:
+        The selecting nodes on the way (the node itself first), the nodes that use the selected numbers, and whether some reach
+        a graph's results.
+    """
+    passed = [node, *forward([node], lambda n: op(n) in SELECTION_OPS - {"If", "Loop", "Scan"}, limit=60)]
+    uses: dict[ir.Node, None] = {}
+    leaves = False
+    for selecting in passed:
+        for output in selecting.outputs:
+            if not is_float(output):
+                continue
+            leaves |= output.is_graph_output()
+            for use in output.uses():
+                if use.node not in passed:
+                    uses[use.node] = None
+    return passed, list(uses), leaves
+
+

@@ -1,0 +1,258 @@
+"""Patterns of several operators that must stay FP32 together.
+
+A pattern is a function from the graph's nodes to matches. To add one, write the function and a row in `PATTERNS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from halfconv.precision.cost import EXACT_OPS
+from halfconv.precision.flow import backward, constant, forward, inputs_of, op, readers, scalar
+from halfconv.precision.masks import mask_sums
+from halfconv.precision.match import Match
+from halfconv.precision.positions import shape_arithmetic
+from halfconv.precision.weights import HALF_MIN_NORMAL
+
+__all__ = ["PATTERNS", "Pattern"]
+
+MEANS = frozenset({"GlobalAveragePool", "ReduceMean"})
+SUMS = frozenset({"ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceL1", "CumSum"})
+LINEAR = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sum"})
+BOUNDS = frozenset({"Max", "Clip", "Relu", "Min"})
+#: What statistics are made of, between the squares and the root.
+STATISTICS = MEANS | SUMS | LINEAR | BOUNDS | EXACT_OPS | {"Pow", "Sqrt"}
+#: Operators whose result may be a small number that somebody divides by or takes the logarithm of.
+SMALL_MAKERS = STATISTICS | {"Exp", "Log", "LogSoftmax", "ReduceLogSumExp", "Sigmoid", "Softmax", "Where", "ReduceMax"}
+TINY = HALF_MIN_NORMAL[ir.DataType.FLOAT16]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A named pattern.
+
+    Attributes:
+        name: What ``--block-pattern`` takes, and the ``rule`` of its values.
+        why: One line.
+        default: Whether the default block list includes it.
+        find: Yields the matches in a list of nodes.
+    """
+
+    name: str
+    why: str
+    default: bool
+    find: Callable[[Sequence[ir.Node]], Iterator[Match]]
+
+
+def _is_square(node: ir.Node) -> bool:
+    """Tell whether a node squares its input: Pow(x, 2), Mul(x, x), or a sum of squares."""
+    kind = op(node)
+    if kind == "Pow":
+        return scalar(node.inputs[1]) == 2.0
+    return kind in ("ReduceSumSquare", "ReduceL2") or (kind == "Mul" and node.inputs[0] is node.inputs[1])
+
+
+def _is_root(node: ir.Node) -> bool:
+    kind = op(node)
+    if kind == "Pow":
+        return scalar(node.inputs[1]) in (0.5, -0.5)
+    return kind in ("Sqrt", "ReduceL2")
+
+
+def _reads_weight(node: ir.Node) -> bool:
+    return len(list(inputs_of(node))) < sum(value is not None for value in node.inputs)
+
+
+def _centring(square: ir.Node) -> list[ir.Node]:
+    """Return what makes x − mean(x), or mean(x), in front of a square: their rounding is squared too."""
+    found = []
+    for value in inputs_of(square):
+        node = value.producer()
+        if op(node) in MEANS | {"ReduceSum"}:
+            return [node] if node else []
+        if op(node) in ("Mul", "Div") and node is not None and _reads_weight(node):
+            inner = [v.producer() for v in inputs_of(node)]
+            if any(op(n) in ("ReduceSum", *MEANS) for n in inner):
+                return [node, *(n for n in inner if n is not None)]
+        if op(node) == "Sub" and node is not None:
+            means = backward(inputs_of(node), lambda n: op(n) in MEANS | {"ReduceSum", "Mul", "Div"} | EXACT_OPS, limit=6)
+            if any(op(n) in MEANS | {"ReduceSum"} for n in means):
+                last = next(i for i, n in enumerate(means) if op(n) in MEANS | {"ReduceSum"})
+                found += [node, *means[: last + 1]]
+    return found
+
+
+def _norms(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """Decomposed LayerNorm, RMSNorm, InstanceNorm, L2 normalisation: squares, their mean, the root, and the division."""
+    for root in nodes:
+        if not _is_root(root):
+            continue
+        behind = [] if _is_square(root) else backward(inputs_of(root), lambda n: op(n) in STATISTICS, _is_square, 40)
+        squares = [node for node in (root, *behind) if _is_square(node)]
+        reduced = any(op(node) in MEANS | SUMS for node in (root, *behind))
+        if not squares or not reduced:
+            continue
+        inside = [*behind, root]
+        for square in squares:
+            inside += _centring(square)
+        inside += _division(root, inside)
+        yield Match(tuple(dict.fromkeys(inside)), root, f"the squares inside this norm overflow beyond 255 ({op(root)})")
+
+
+def _division(root: ir.Node, inside: Sequence[ir.Node]) -> list[ir.Node]:
+    """Return what applies a norm's root: up to where the normalised value, of order 1, has been computed."""
+    found: dict[ir.Node, None] = {}
+    known = set(inside)
+    todo = [root]
+    while todo:
+        node = todo.pop(0)
+        for reader in readers(node):
+            if reader in found or reader in known or op(reader) not in LINEAR | BOUNDS | EXACT_OPS | {"Reciprocal", "Pow"}:
+                continue
+            others = [value.producer() for value in inputs_of(reader) if value.producer() is not node]
+            joins = bool(others) and all(other in found or other in known for other in others)
+            applies = op(reader) in ("Div", "Mul") and bool(others)
+            statistic = not others  # only weights beside it: rsqrt(var) · gamma, max(norm, eps)
+            if not (joins or applies or statistic) or len(found) > 12:
+                continue
+            found[reader] = None
+            if statistic or (joins and op(reader) in ("Mul", "Sub") and not applies):
+                todo.append(reader)
+            elif applies or joins:
+                # beta − mean · rstd joins x · rstd in one Add; gamma and beta of a plain LayerNorm stay outside
+                for after in readers(reader):
+                    sides = [value.producer() for value in inputs_of(after)]
+                    if op(after) in ("Add", "Sub") and len(list(after.inputs)) == 2:
+                        inner = [s for s in sides if s is not None and (s in found or s in known)]
+                        if len(inner) == len(sides) == 2 or (op(after) == "Sub" and inner and _reads_weight(after)):
+                            found[after] = None
+                            todo.append(after)
+    return list(found)
+
+
+def _exp_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """Exponentials that are summed and then divided or logged: decomposed Softmax, LogSumExp, Softplus, tanh."""
+    between = LINEAR | SUMS | EXACT_OPS | MEANS | {"Max", "Where"}
+    ends = frozenset({"Log", "Div", "Reciprocal"})
+    for node in nodes:
+        if op(node) != "Exp":
+            continue
+        path = forward([node], lambda n: op(n) in between | ends, lambda n: op(n) in ends, 24)
+        last = [n for n in path if op(n) in ends]
+        summed = [n for n in path if op(n) in SUMS | {"Add", "Sub"}]
+        if last and summed:
+            kept = [n for n in path if op(n) in ends or _leads_to(n, last)]
+            yield Match((node, *kept), node, "exponentials overflow beyond 11.09, and so does their sum")
+
+
+def _leads_to(node: ir.Node, ends: Sequence[ir.Node]) -> bool:
+    return node in backward([v for end in ends for v in inputs_of(end)], lambda n: True, limit=64)
+
+
+def _small_epsilons(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """A constant below half's normal range that protects a division, root or logarithm."""
+    ends = frozenset({"Div", "Log", "Pow", "Reciprocal", "Sqrt"})
+    for node in nodes:
+        epsilon = _epsilon(node)
+        if epsilon is None:
+            continue
+        path = forward([node], lambda n: op(n) in ends | EXACT_OPS | {"Mul", "Neg", "ReduceSum", "Add"}, _divides, 16)
+        last = [n for n in path if op(n) in ends]
+        if not last:
+            continue
+        kept = [n for n in path if n in last or _leads_to(n, last)]
+        roots = [n for n in last if op(n) in ("Sqrt", "Pow", "Reciprocal")]
+        kept += [n for n in forward(roots, lambda n: op(n) in EXACT_OPS | {"Div", "Mul", "Reciprocal"}, _divides, 8)]
+        behind = small_sources(inputs_of(node))
+        why = f"the constant {epsilon:.3g} is below half's normal range (6.1e-05) and keeps a division or logarithm finite"
+        yield Match((node, *behind, *kept), node, why, {"epsilon": epsilon})
+
+
+def _divides(node: ir.Node) -> bool:
+    return op(node) in ("Div", "Log") or (op(node) == "Mul" and len(list(inputs_of(node))) > 1)
+
+
+def _epsilon(node: ir.Node) -> float | None:
+    """Return a node's tiny constant operand, if it has one."""
+    kind = op(node)
+    if kind in ("Add", "Sub", "Max", "Sum"):
+        numbers = [scalar(value) for value in node.inputs]
+    elif kind == "Clip":
+        numbers = [scalar(node.inputs[1])] if len(node.inputs) > 1 and node.inputs[1] is not None else []
+        if "min" in node.attributes:
+            numbers.append(node.attributes.get_float("min"))
+    elif kind == "Where":
+        numbers = [scalar(value) for value in node.inputs[1:]]
+    else:
+        return None
+    return next((n for n in numbers if n is not None and 0 < abs(n) < TINY), None)
+
+
+def small_sources(start: Iterator[ir.Value]) -> list[ir.Node]:
+    """Return what computes a number that may be small, back to where it is a square or a heavy operator's result.
+
+    A matrix product between the squares and the division (a mel filter bank, say) belongs to it.
+    """
+    values = list(start)
+    near = backward(values, lambda n: op(n) in SMALL_MAKERS, _is_square, 40)
+    wide = backward(values, lambda n: op(n) in SMALL_MAKERS | {"MatMul", "Gemm", "Conv"}, _is_square, 12)
+    products = [n for n in wide if op(n) in ("MatMul", "Gemm", "Conv") and n not in near]
+    if products and any(_is_square(n) for n in wide):
+        return list(dict.fromkeys([*near, *wide]))
+    return near
+
+
+def _logs(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """A logarithm and what computes its argument."""
+    for node in nodes:
+        if op(node) in ("Log", "Reciprocal") and any(True for _ in inputs_of(node)):
+            behind = small_sources(inputs_of(node))
+            if behind:
+                yield Match((node, *behind), node, f"{op(node)} of a number that half precision may flush to zero")
+
+
+def _softmax_attention(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """Attention scores: the MatMul that feeds a Softmax, what lies between, and the Softmax."""
+    between = LINEAR | EXACT_OPS | {"Where", "Clip", "Max", "Min", "Tanh"}
+    for node in nodes:
+        if op(node) == "Softmax":
+            path = backward(inputs_of(node), lambda n: op(n) in between | {"MatMul", "Einsum"}, _is_product, 24)
+            if any(_is_product(n) for n in path):
+                yield Match((node, *path), node, "attention scores lose their low bits when they are large")
+
+
+def _is_product(node: ir.Node) -> bool:
+    return op(node) in ("MatMul", "Einsum")
+
+
+def _wide_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """A sum and the division that brings it back to size."""
+    for node in nodes:
+        if op(node) not in ("ReduceSum", "ReduceSumSquare", "CumSum"):
+            continue
+        path = forward([node], lambda n: op(n) in EXACT_OPS | {"Div", "Mul", "Sqrt"}, lambda n: op(n) in ("Div", "Sqrt"), 6)
+        kept = [n for n in path if op(n) in ("Div", "Sqrt") or (op(n) == "Mul" and _shrinks(n))]
+        between = [n for n in path if n not in kept and kept and _leads_to(n, kept)]
+        if kept:
+            yield Match((node, *between, *kept), node, "the sum may pass 65,504 before it is divided")
+
+
+def _shrinks(node: ir.Node) -> bool:
+    factors = [constant(value) for value in node.inputs]
+    return any(f is not None and f.dtype.kind == "f" and f.size and float(np.abs(f).max()) < 1 for f in factors)
+
+
+PATTERNS: tuple[Pattern, ...] = (
+    Pattern("norm", "squares and their sums inside a decomposed norm overflow or flush", True, _norms),
+    Pattern("exp-sum", "exponentials and their sums overflow", True, _exp_sums),
+    Pattern("small-epsilon", "a tiny constant flushes, and the division by zero gives NaN", True, _small_epsilons),
+    Pattern("log", "a small argument flushes to zero, and its logarithm is −inf", True, _logs),
+    Pattern("wide-sum", "a sum overflows before it is divided by a count", True, _wide_sums),
+    Pattern("shape-arithmetic", "positions, sizes and indices are exact only to 2,048", True, shape_arithmetic),
+    Pattern("mask-sum", "scores plus a large negative mask lose their bits, or overflow", True, mask_sums),
+    Pattern("softmax-attention", "attention scores lose their low bits when they are large", False, _softmax_attention),
+)
