@@ -40,6 +40,11 @@ class SourceModel:
         path: The file that was read.
         sha256: SHA-256 of that file.
         bytes: Size of that file and of the external data files it names, in bytes.
+        ir_version: IR version of that file.
+        opsets: Domain -> opset, as the file imports them.
+        inputs: The model's inputs as declared, without weights; `halfconv.storage` writes their types back.
+        outputs: The model's outputs as declared.
+        annotated: Names of inner values whose type the file declares; inference adds others, which are not written.
         opaque_types: Types that onnx-ir cannot hold (maps), by value name; `halfconv.storage` puts them back.
     """
 
@@ -47,6 +52,11 @@ class SourceModel:
     path: Path
     sha256: str
     bytes: int
+    ir_version: int
+    opsets: dict[str, int]
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    annotated: frozenset[str] = frozenset()
     opaque_types: dict[str, onnx.TypeProto] = field(default_factory=dict)
 
 
@@ -80,6 +90,8 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
     external: set[Path] = set()
     for tensor in _tensors(proto):
         _check_tensor(tensor, file, external)
+    declared = onnx.GraphProto(input=proto.graph.input, output=proto.graph.output)
+    annotated = frozenset(value.name for graph in _graphs(proto) for value in graph.value_info)
     opaque = _take_opaque_types(proto)
     try:
         model = ir.from_proto(proto)
@@ -90,7 +102,19 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
         raise InputError(f"{file}: the graph cannot be read: {cause}", "onnx.checker.check_model on it") from None
     ir.external_data.set_base_dir(model.graph, file.absolute().parent)
     _check_scopes(model, file)
-    return SourceModel(model, file, digest, size + sum(data.stat().st_size for data in external), opaque)
+    size += sum(data.stat().st_size for data in external)
+    return SourceModel(
+        model=model,
+        path=file,
+        sha256=digest,
+        bytes=size,
+        ir_version=proto.ir_version,
+        opsets=dict(model.opset_imports),
+        inputs=list(declared.input),
+        outputs=list(declared.output),
+        annotated=annotated,
+        opaque_types=opaque,
+    )
 
 
 def _read(file: Path) -> bytes:

@@ -82,7 +82,7 @@ def constant_ranges(
     limit = HALF_MAX[to]
     for (node, index), _ in groups.read.items():
         value = node.inputs[index]
-        if value is None or value not in weights:
+        if value is None or value not in weights or not is_weight(value):
             continue
         known = weights[value]
         if known.stats.saturated:

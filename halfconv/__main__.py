@@ -1,0 +1,6 @@
+"""``python -m halfconv``."""
+
+from halfconv.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Check a written model: ONNX's full checker, the promised inputs and outputs, and a real session at default optimisation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from halfconv.errors import CheckFailed, EnvironmentProblem
+from halfconv.graph.schema import signature
+from halfconv.runtime.load_check import LEVELS
+
+__all__ = ["CheckResult", "check_file", "require_runtime", "runtime_package"]
+
+#: Inputs and outputs.
+Promise = tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]]
+#: Beyond this many bytes of weights a session is opened without optimisation: its constant folding takes memory and time.
+BIG_BYTES = 10**9
+#: Seconds that a session may take to load.
+LOAD_TIMEOUT = 600
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What the checks found.
+
+    Attributes:
+        checker: Whether ONNX's full checker passed (it raises otherwise).
+        loaded: Whether a session loaded; None if none was tried.
+        level: The graph optimisation level at which it loaded.
+        provider: The provider it was asked for.
+        ort_version: ONNX Runtime's version; empty if none was tried.
+        notes: Sentences for the report: levels that failed, checks left out and why.
+    """
+
+    checker: bool
+    loaded: bool | None
+    level: str
+    provider: str
+    ort_version: str
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON data."""
+        return {
+            "checker": self.checker,
+            "loaded": self.loaded,
+            "level": self.level,
+            "provider": self.provider,
+            "ort_version": self.ort_version,
+            "notes": list(self.notes),
+        }
+
+
+def runtime_package() -> str:
+    """Return which ONNX Runtime package is installed, ``onnxruntime`` or ``onnxruntime-gpu``; "" if none is."""
+    for name in reversed(RUNTIMES):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return name
+    if importlib.util.find_spec("onnxruntime") is not None:
+        return "onnxruntime"
+    return ""
+
+
+def require_runtime() -> str:
+    """Return the installed runtime's package name.
+
+    Raises:
+        EnvironmentProblem: None is installed.
+    """
+    name = runtime_package()
+    if not name:
+        raise EnvironmentProblem(
+            "no ONNX Runtime is installed, so the converted model cannot be loaded",
+            "pip install 'halfconv[cpu]', or 'halfconv[gpu]' for NVIDIA GPUs; not both: the two packages overwrite each "
+            "other's files; or --no-check",
+        )
+    return name
+
+
+def check_file(path: Path, promised: Promise, model: ir.Model, target: str) -> CheckResult:
+    """Check a written model.
+
+    Args:
+        path: The file.
+        promised: The inputs and outputs that it must have.
+        model: The same model in memory, for its operators and weights.
+        target: Where it will run.
+
+    Raises:
+        CheckFailed: The checker refuses it, the interface differs, or no session loads at any level.
+        EnvironmentProblem: No runtime is installed.
+    """
+    require_runtime()
+    foreign = sorted({n.domain for n in ir.traversal.RecursiveGraphIterator(model.graph) if _is_foreign(n, model)})
+    try:
+        onnx.checker.check_model(str(path), full_check=not foreign)
+    except Exception as error:
+        raise CheckFailed(f"onnx's checker refuses the converted model: {_first_line(error)}", "report it") from None
+    _check_interface(path, promised)
+    if foreign:
+        note = f"no session was tried: it holds operators of {', '.join(foreign)}, which need their own library"
+        return CheckResult(True, None, "", "", "", (note,))
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    levels = LEVELS if weights <= BIG_BYTES else LEVELS[-1:]
+    provider = _provider(target)
+    notes = []
+    if levels != LEVELS:
+        notes.append(f"loaded without optimisation, because the weights are over {BIG_BYTES / 1e9:g} GB")
+    error = version = ""
+    for level in levels:
+        error, version = _load(path, level, provider)
+        if not error:
+            return CheckResult(True, True, level, provider, version, tuple(notes))
+        notes.append(f"ONNX Runtime fails at {level}: {error}")
+    raise CheckFailed(f"the converted model loads at no optimisation level: {error}", "--block-op on the operator it names")
+
+
+def _check_interface(path: Path, promised: Promise) -> None:
+    """Compare the file's inputs and outputs, without its weights, with what was promised."""
+    graph = onnx.load_model(path, load_external_data=False).graph
+    for side, wanted, given in (("input", promised[0], graph.input), ("output", promised[1], graph.output)):
+        if [value.name for value in wanted] != [value.name for value in given]:
+            raise CheckFailed(
+                f"the converted model's {side}s are {[v.name for v in given]}, promised {[v.name for v in wanted]}",
+                "report it",
+            )
+        for want, have in zip(wanted, given, strict=True):
+            if want.HasField("type") and want.type != have.type:
+                raise CheckFailed(f"{side} '{have.name}' became {have.type}, promised {want.type}", "report it")
+
+
+def _is_foreign(node: ir.Node, model: ir.Model) -> bool:
+    return signature(node.domain, node.op_type, model.opset_imports.get(node.domain)) is None
+
+
+def _provider(target: str) -> str:
+    if runtime_package() == "onnxruntime-gpu" and target in ("portable", "cuda", "tensorrt"):
+        import onnxruntime
+
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists():
+            return "CUDAExecutionProvider"
+    return "CPUExecutionProvider"
+
+
+def _load(path: Path, level: str, provider: str) -> tuple[str, str]:
+    """Open a session in a child process; return what went wrong ("" if nothing) and the runtime's version."""
+    command = [sys.executable, "-m", "halfconv.runtime.load_check", str(path), level, provider]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {LOAD_TIMEOUT} s", ""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        return f"the runtime ended its process (exit code {done.returncode})", ""
+    answer = json.loads(lines[-1])
+    return re.sub(r"\s+", " ", answer["error"])[:300], answer["version"]
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,219 @@
+"""The command line: parse, call the library, render, exit code. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from halfconv import __version__
+from halfconv.config import find_options
+from halfconv.errors import HalfconvError
+
+if TYPE_CHECKING:
+    from halfconv.precision.rules import Rules
+
+__all__ = ["cli", "main"]
+
+INTERNAL_ERROR = 70
+TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "web")
+
+Command = Callable[..., Any]
+
+
+def _rule_options(command: Command) -> Command:
+    """Add the options that decide precision, which `convert` and `inspect` share."""
+    many = {"multiple": True}
+    options = (
+        click.option("--to", type=click.Choice(["fp16"]), default="fp16", show_default=True, help="Half-precision format."),
+        click.option("--target", type=click.Choice(TARGETS), default="portable", show_default=True,
+                     help="Where the model will run; 'portable' uses standard ONNX operators only."),
+        click.option("--block-op", **many, metavar="OP", help="Keep this operator in FP32."),
+        click.option("--block-node", **many, metavar="REGEX", help="Keep nodes in FP32 whose whole id matches."),
+        click.option("--block-scope", **many, metavar="PREFIX", help="Keep a part of the model in FP32, by name prefix."),
+        click.option("--block-pattern", **many, metavar="NAME",
+                     help="Keep a pattern in FP32: norm, exp-sum, small-epsilon, log, wide-sum, shape-arithmetic, "
+                          "mask-sum, softmax-attention."),
+        click.option("--allow-op", **many, metavar="OP", help="Force this operator to half, against the block list."),
+        click.option("--allow-node", **many, metavar="REGEX", help="Force nodes to half, against the block list."),
+        click.option("--block-list", type=click.Choice(["default", "none", "onnxconverter-common"]), default="default",
+                     show_default=True, help="The list of operators that stay FP32 unless you say otherwise."),
+        click.option("--fuse/--no-fuse", default=True, show_default=True, help="Fuse decomposed norms first."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+
+
+def _rules(options: dict[str, Any]) -> Rules:
+    from halfconv.precision.rules import Rules
+
+    names = ("op", "node", "scope", "pattern")
+    blocks = (tuple(options[f"block_{name}"]) for name in names)
+    return Rules(*blocks, tuple(options["allow_op"]), tuple(options["allow_node"]), options["block_list"])
+
+
+class _Group(click.Group):
+    """Reads the configuration file before a command's own options."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        context = super().make_context(*args, **kwargs)
+        known = {
+            name: frozenset(p.name for p in command.params if isinstance(p, click.Option) and p.name)
+            for name, command in self.commands.items()
+        }
+        context.default_map = find_options(Path.cwd(), known)
+        return context
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="halfconv")
+def cli() -> None:
+    """Convert ONNX models to half precision, with a reason for every value that stays FP32."""
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@_rule_options
+@_json_option
+def inspect(model: Path, to: str, target: str, fuse: bool, as_json: bool, **options: Any) -> None:
+    """Show what MODEL holds, and what would stay FP32 and why."""
+    from halfconv.inspection import inspect as run
+
+    with _progress(as_json, f"inspecting {model.name}"):
+        report = run(model, to=to, target=target, rules=_rules(options), fuse=fuse)
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    from halfconv.report.console import show_inspect
+
+    show_inspect(report, _console())
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file.  [default: MODEL.fp16.onnx beside MODEL]")
+@_rule_options
+@click.option("--half-io", is_flag=False, flag_value="*", multiple=True, metavar="[NAME,…]",
+              help="Make inputs and outputs half: all, or those named with --half-io=NAME,…")
+@click.option("--keep-io", is_flag=False, flag_value="*", multiple=True, metavar="[NAME,…]",
+              help="Keep inputs and outputs in FP32 (the default), or those named with --keep-io=NAME,… beside --half-io.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Check the result before it is put in place.")
+@click.option("--external-data", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
+              help="Store weights beside the model; 'auto' does so beyond 2 GB.")
+@click.option("--save-plan", type=click.Path(path_type=Path), help="Write the precision plan as JSON.")
+@_json_option
+def convert(
+    model: Path, output: Path | None, to: str, target: str, fuse: bool, half_io: tuple[str, ...], keep_io: tuple[str, ...],
+    check: bool, external_data: str, save_plan: Path | None, as_json: bool, **options: Any,
+) -> None:
+    """Convert MODEL to half precision."""
+    from halfconv.pipeline import convert as run
+
+    half_names, keep_names = _names(half_io), _names(keep_io)
+    if "*" in half_names and "*" in keep_names:
+        raise click.UsageError("--half-io and --keep-io contradict each other; try: one of them, or name the exceptions")
+    with _progress(as_json, f"converting {model.name}") as on_stage:
+        result = run(
+            model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, save_plan=save_plan,
+            half_io=True if "*" in half_names else [name for name in half_names if name != "*"],
+            keep_io=[name for name in keep_names if name != "*"],
+            block_ops=options["block_op"], block_nodes=options["block_node"], block_scopes=options["block_scope"],
+            block_patterns=options["block_pattern"], allow_ops=options["allow_op"], allow_nodes=options["allow_node"],
+            block_list=options["block_list"], on_stage=on_stage,
+        )  # fmt: skip
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    from halfconv.report.console import show_convert
+
+    show_convert(result, _console())
+
+
+@cli.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep the converted model in.")
+@_json_option
+def demo(output: Path | None, as_json: bool) -> None:
+    """Convert a real model that a dependency ships (Magika), and try it on real files."""
+    from halfconv.demo import render, run_demo
+
+    with _progress(as_json, "running the demo"):
+        report = run_demo(output)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        render(report, _console())
+
+
+def _names(given: tuple[str, ...]) -> list[str]:
+    return [name for text in given for name in text.split(",") if name]
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool, title: str) -> Iterator[Callable[[str], None] | None]:
+    """Show the running stage on stderr, where a person is looking."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title) as status:
+        yield lambda stage: status.update(f"{title}: {stage}")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    """Print JSON in which NaN and infinities are null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if value - value == 0 else None
+        if isinstance(value, dict):
+            return {key: clean(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(entry) for entry in value]
+        return value
+
+    click.echo(json.dumps(clean(content), ensure_ascii=False, allow_nan=False))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the contract's code."""
+    try:
+        cli.main(arguments, standalone_mode=False)
+    except HalfconvError as error:
+        click.echo(f"halfconv: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("halfconv: interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        hint = "" if "try:" in error.format_message() else "; try: halfconv --help"
+        click.echo(f"halfconv: {error.format_message()}{hint}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        click.echo(f"halfconv: internal error: {text}; try: report it with this model", err=True)
+        sys.exit(INTERNAL_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Fuse decomposed operators whose inside half precision cannot hold.
+
+LayerNormalization computes its statistics in FP32 inside one kernel, so a fused norm needs no Casts around it.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from halfconv.graph.lift import lift
+from halfconv.graph.typegroups import is_float, is_weight
+
+__all__ = ["FuseLayerNormPass"]
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    if value is None or not is_weight(value) or value.const_value is None or value.const_value.size != 1:
+        return None
+    return float(value.const_value.numpy().reshape(-1)[0])
+
+
+def _axes(node: ir.Node) -> tuple[int, ...] | None:
+    if "axes" in node.attributes:
+        return tuple(node.attributes["axes"].as_ints())
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        value = node.inputs[1]
+        if is_weight(value) and value.const_value is not None:
+            return tuple(int(axis) for axis in value.const_value.numpy().reshape(-1))
+    return None
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _is(node: ir.Node | None, op_type: str, graph: ir.Graph | None) -> bool:
+    return node is not None and node.op_type == op_type and not node.domain and node.graph is graph
+
+
+def _mean_over_last(node: ir.Node) -> bool:
+    value = node.inputs[0]
+    rank = value.shape.rank() if value is not None and value.shape is not None else None
+    axes = _axes(node)
+    return axes is not None and len(axes) == 1 and (axes[0] == -1 or (rank is not None and axes[0] == rank - 1)) and (
+        node.attributes.get_int("keepdims", 1) == 1
+    )
+
+
+class FuseLayerNormPass(ir.passes.InPlacePass):
+    """Fuse (x − mean) / sqrt(mean((x − mean)²) + eps) · gamma + beta over the last axis into LayerNormalization.
+
+    The model's opset is raised to 17 for it where that changes nothing else; models where it would keep their norms decomposed.
+
+    Attributes:
+        count: Number of norms fused.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        found = [match for node in ir.traversal.RecursiveGraphIterator(model.graph) if (match := _match(node))]
+        if not found or not lift(model, 17):
+            return ir.passes.PassResult(model, modified=False)
+        for match in found:
+            self._replace(*match)
+        self.count = len(found)
+        return ir.passes.PassResult(model, modified=bool(found))
+
+    @staticmethod
+    def _replace(
+        nodes: list[ir.Node], x: ir.Value, scale: ir.Value, bias: ir.Value, epsilon: float, output: ir.Value
+    ) -> None:
+        last = nodes[-1]
+        norm = ir.node(
+            "LayerNormalization",
+            [x, scale, bias],
+            {"axis": -1, "epsilon": epsilon},
+            name=last.name,
+            metadata_props=dict(last.metadata_props),
+        )
+        graph = last.graph
+        assert graph is not None
+        last.append(norm)
+        result = norm.outputs[0]
+        result.shape, result.type = output.shape, output.type
+        name = output.name
+        output.replace_all_uses_with(result, replace_graph_outputs=True)
+        graph.remove(list(reversed(nodes)), safe=True)
+        result.name = name
+        norm.name = last.name
+
+
+def _match(div: ir.Node) -> tuple[list[ir.Node], ir.Value, ir.Value, ir.Value, float, ir.Value] | None:
+    """Match from the division: its numerator is centred, its denominator is the root of the mean square plus epsilon."""
+    if div.op_type != "Div" or div.domain or len(div.inputs) != 2:
+        return None
+    graph = div.graph
+    centred, root = (value.producer() if value is not None else None for value in div.inputs)
+    if centred is None or root is None or not _is(root, "Sqrt", graph) or not _is(centred, "Sub", graph):
+        return None
+    add = root.inputs[0].producer() if root.inputs[0] is not None else None
+    if add is None or not _is(add, "Add", graph):
+        return None
+    sides = [(add.inputs[0], _scalar(add.inputs[1])), (add.inputs[1], _scalar(add.inputs[0]))]
+    variance, epsilon = next(((v, e) for v, e in sides if e is not None), (None, None))
+    mean_square = variance.producer() if variance is not None else None
+    if mean_square is None or epsilon is None or not _is(mean_square, "ReduceMean", graph):
+        return None
+    square = mean_square.inputs[0].producer() if mean_square.inputs[0] is not None else None
+    if square is None or square.graph is not graph:
+        return None
+    if not (
+        (_is(square, "Pow", graph) and _scalar(square.inputs[1]) == 2.0)
+        or (_is(square, "Mul", graph) and square.inputs[0] is square.inputs[1])
+    ):
+        return None
+    # Some exporters compute x − mean twice.
+    centred_again = square.inputs[0].producer() if square.inputs[0] is not None else None
+    if centred_again is None or not _is(centred_again, "Sub", graph):
+        return None
+    x, means = centred.inputs[0], []
+    for sub in dict.fromkeys((centred, centred_again)):
+        mean = sub.inputs[1].producer() if sub.inputs[1] is not None else None
+        if mean is None or not _is(mean, "ReduceMean", graph) or sub.inputs[0] is not x or mean.inputs[0] is not x:
+            return None
+        means.append(mean)
+    if x is None or not is_float(x) or not all(_mean_over_last(mean) for mean in (*means, mean_square)):
+        return None
+    mul = _only_reader(div.outputs[0])
+    bias_add = _only_reader(mul.outputs[0]) if mul is not None and _is(mul, "Mul", graph) else None
+    if mul is None or bias_add is None or not _is(bias_add, "Add", graph):
+        return None
+    scale = next((v for v in mul.inputs if v is not div.outputs[0]), None)
+    bias = next((v for v in bias_add.inputs if v is not mul.outputs[0]), None)
+    if scale is None or bias is None or not _is_vector(scale, x) or not _is_vector(bias, x):
+        return None
+    inside = list(dict.fromkeys([*means, centred, centred_again, square, mean_square, add, root, div, mul, bias_add]))
+    for node in inside[:-1]:
+        if any(use.node not in inside for use in node.outputs[0].uses()) or node.outputs[0].is_graph_output():
+            return None
+    return inside, x, scale, bias, epsilon, bias_add.outputs[0]
+
+
+def _is_vector(value: ir.Value, x: ir.Value) -> bool:
+    """Tell whether a value is a weight with one number per element of x's last axis."""
+    if not is_weight(value) or not is_float(value) or value.const_value is None:
+        return False
+    shape = tuple(value.const_value.shape)
+    if len(shape) != 1 or x.shape is None or x.shape.rank() == 0:
+        return False
+    last = x.shape[-1]
+    return not isinstance(last, int) or last == shape[0]

@@ -1,0 +1,466 @@
+"""Run the stages: load, prepare, plan, rewrite, check."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from halfconv import __version__
+from halfconv.check import CheckResult, check_file, require_runtime
+from halfconv.errors import UsageError
+from halfconv.graph.names import Names
+from halfconv.graph.prepare import Prepared, prepare
+from halfconv.graph.typegroups import TypeGroups
+from halfconv.model import SourceModel, load
+from halfconv.precision.constants import WeightStats, constant_ranges, weight_stats
+from halfconv.precision.plan import PlannedValue, PrecisionPlan
+from halfconv.precision.planner import Assignment, assign, build_plan, structure_hash
+from halfconv.precision.rewrite import RewritePass
+from halfconv.precision.rules import Decision, Rules, Strength, decisions
+from halfconv.profile import write_profile
+from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, written_model
+
+__all__ = ["ChangedConstant", "ConvertResult", "Planned", "convert", "plan_model"]
+
+FORMATS = {"fp16": ir.DataType.FLOAT16}
+TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "web")
+EXTERNAL_DATA = ("auto", "always", "never")
+#: The newest IR version that ONNX Runtime 1.18 reads.
+IR_VERSION = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedConstant:
+    """A constant that half precision changes by more than rounding.
+
+    Attributes:
+        name: The weight's id.
+        size: Number of elements.
+        absmax: Largest finite magnitude.
+        saturated: Elements beyond half's range, which became its largest number; their sign is kept.
+        flushed: Non-zero elements that became zero.
+        held: ``half`` or ``both``: a weight that stays FP32 only is not listed.
+    """
+
+    name: str
+    size: int
+    absmax: float
+    saturated: int
+    flushed: int
+    held: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON data."""
+        return {key: getattr(self, key) for key in ("name", "size", "absmax", "saturated", "flushed", "held")}
+
+
+@dataclass(frozen=True, slots=True)
+class FloatValue:
+    """A value that stays FP32.
+
+    Attributes:
+        value: The value's id.
+        node: Id of the node that caused it.
+        op: Operator of that node.
+        reason: Why, in words.
+        rule: The row that decided.
+    """
+
+    value: str
+    node: str
+    op: str
+    reason: str
+    rule: str
+
+    @classmethod
+    def of(cls, planned: PlannedValue) -> FloatValue:
+        """Take what is reported from a planned value."""
+        return cls(planned.id, planned.node, planned.op, planned.reason, planned.rule)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the entry as JSON data."""
+        return {key: getattr(self, key) for key in ("value", "node", "op", "reason", "rule")}
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """What a conversion did.
+
+    Attributes:
+        output: The file written.
+        to: ``fp16``.
+        target: The kind of hardware that it is made for.
+        opset: Opset of the default domain in the output.
+        nodes: Number of nodes in the output, in all scopes.
+        values: Number of floating-point values of the source in ``half`` and in ``float``.
+        weights: Number of FP32 weights stored in ``half``, ``float`` and ``both``.
+        casts: Casts added.
+        bytes_before: Size of the input, external data included.
+        bytes_after: Size of the output, external data included.
+        seconds: Seconds by stage.
+        fp32: Every value that stays FP32, with its reason.
+        constants: Constants that changed by more than rounding.
+        fusions: Fused operator -> number.
+        check: What the checks found; None with ``check=False``.
+        plan: The plan.
+        warnings: Sentences that deserve attention.
+    """
+
+    output: Path
+    to: str
+    target: str
+    opset: int
+    nodes: int
+    values: Mapping[str, int]
+    weights: Mapping[str, int]
+    casts: int
+    bytes_before: int
+    bytes_after: int
+    seconds: Mapping[str, float]
+    fp32: tuple[FloatValue, ...]
+    constants: tuple[ChangedConstant, ...]
+    fusions: Mapping[str, int]
+    check: CheckResult | None
+    plan: PrecisionPlan | None
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON data (``convert --json``)."""
+        return {
+            "schema_version": 1,
+            "output": str(self.output),
+            "to": self.to,
+            "target": self.target,
+            "opset": self.opset,
+            "nodes": self.nodes,
+            "values": dict(self.values),
+            "weights": dict(self.weights),
+            "casts": self.casts,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
+            "fp32": [entry.to_dict() for entry in self.fp32],
+            "constants": [entry.to_dict() for entry in self.constants],
+            "fusions": dict(self.fusions),
+            "check": self.check.to_dict() if self.check else None,
+            "plan_fingerprint": self.plan.fingerprint() if self.plan else None,
+            "warnings": list(self.warnings),
+            "drift": None,
+        }
+
+
+@dataclass(slots=True)
+class Planned:
+    """A loaded and planned model: what `convert` rewrites and `inspect` reports.
+
+    Attributes:
+        source: The loaded model, prepared in place.
+        prepared: What preparation did.
+        names: Ids.
+        groups: Type groups.
+        weights: Weight -> figures.
+        assignment: A precision for every group.
+        plan: The plan.
+        dtype: FLOAT16.
+        half_inputs: Names of model inputs that become half.
+        half_outputs: Names of model outputs that become half.
+        seconds: Seconds by stage.
+    """
+
+    source: SourceModel
+    prepared: Prepared
+    names: Names
+    groups: TypeGroups
+    weights: dict[ir.Value, WeightStats]
+    assignment: Assignment
+    plan: PrecisionPlan
+    dtype: ir.DataType
+    half_inputs: frozenset[str]
+    half_outputs: frozenset[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class _Clock:
+    """Collects the time of each stage, and tells who listens which one begins."""
+
+    def __init__(self, listener: Callable[[str], None] | None):
+        self.seconds: dict[str, float] = {}
+        self.listener = listener
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.listener:
+            self.listener(name)
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+def plan_model(
+    model: str | os.PathLike[str],
+    *,
+    to: str = "fp16",
+    target: str = "portable",
+    rules: Rules | None = None,
+    half_io: bool | Iterable[str] = False,
+    keep_io: Iterable[str] = (),
+    fuse: bool = True,
+    on_stage: Callable[[str], None] | None = None,
+) -> Planned:
+    """Load, prepare and plan a model; see `convert` for the arguments and errors."""
+    rules = rules or Rules()
+    rules.check()
+    if to not in FORMATS:
+        raise UsageError(f"unknown format {to!r}", "--to " + " or ".join(FORMATS))
+    if target not in TARGETS:
+        raise UsageError(f"unknown target {target!r}", "one of " + ", ".join(TARGETS))
+    dtype, clock = FORMATS[to], _Clock(on_stage)
+    with clock.stage("load"):
+        source = load(model)
+    half_inputs, half_outputs = _half_borders(source, half_io, keep_io)
+    with clock.stage("prepare"):
+        prepared = prepare(source.model, fuse=fuse)
+        names = Names.of(source.model)
+        groups = TypeGroups.of(source.model, names, dtype)
+    with clock.stage("weights"):
+        weights = weight_stats(names, groups, dtype)
+    with clock.stage("plan"):
+        structure = structure_hash(source.model, names)
+        decided = list(decisions(names, rules))
+        for match in constant_ranges(names, groups, weights, dtype):
+            decided += [
+                Decision(node, False, Strength.MEASURED, match.why, "constant-range", match.culprit, match.figures)
+                for node in match.nodes
+            ]
+        assignment = assign(source.model, names, groups, decided, half_inputs, half_outputs)
+        options = {**rules.to_dict(), **({} if fuse else {"fuse": False})}
+        if half_inputs or half_outputs:
+            options["half_io"] = sorted(half_inputs | half_outputs)
+        plan = build_plan(
+            names, groups, assignment, source_sha256=source.sha256, structure=structure, to=to, target=target,
+            options=options, dtype=dtype,
+        )  # fmt: skip
+    return Planned(
+        source, prepared, names, groups, weights, assignment, plan, dtype, half_inputs, half_outputs, clock.seconds
+    )
+
+
+def convert(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    to: str = "fp16",
+    target: str = "portable",
+    half_io: bool | Iterable[str] = False,
+    keep_io: Iterable[str] = (),
+    block_ops: Iterable[str] = (),
+    block_nodes: Iterable[str] = (),
+    block_scopes: Iterable[str] = (),
+    block_patterns: Iterable[str] = (),
+    allow_ops: Iterable[str] = (),
+    allow_nodes: Iterable[str] = (),
+    block_list: str = "default",
+    fuse: bool = True,
+    check: bool = True,
+    external_data: str = "auto",
+    save_plan: str | os.PathLike[str] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> ConvertResult:
+    """Convert an FP32 model to half precision.
+
+    Args:
+        model: An ``.onnx`` file; never touched.
+        output: Where to write; default ``MODEL.fp16.onnx`` beside the model.
+        to: ``fp16``.
+        target: The kind of hardware that the model is made for; decides which operators have half kernels.
+        half_io: True to make all FP32 inputs and outputs half, or the names of those that become half.
+        keep_io: Names of inputs and outputs that stay FP32 although ``half_io`` is True.
+        block_ops: Operators that stay FP32.
+        block_nodes: Regular expressions; nodes whose whole id matches stay FP32.
+        block_scopes: Prefixes of node names or exporter scopes that stay FP32.
+        block_patterns: Names of patterns that stay FP32, see `halfconv.precision.patterns.PATTERNS`.
+        allow_ops: Operators that become half although the block list or a measurement says no.
+        allow_nodes: Regular expressions of node ids, likewise.
+        block_list: ``default``, ``none`` or ``onnxconverter-common``.
+        fuse: Whether decomposed norms become one operator.
+        check: Whether to check the written file (ONNX's checker, interface, a session in a child process).
+        external_data: ``auto`` (beside the model only beyond 2 GB), ``always`` or ``never``.
+        save_plan: Where to write the plan as JSON.
+        on_stage: Called with the name of each stage as it begins.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: The model cannot be used.
+        UsageError: An option is wrong or matches nothing.
+        EnvironmentProblem: No runtime is installed, or the disk refuses the output.
+        CheckFailed: The result did not pass its checks; nothing is left on disk.
+    """
+    source_path = Path(model)
+    target_path = Path(output) if output is not None else source_path.with_name(f"{source_path.stem}.{to}.onnx")
+    if external_data not in EXTERNAL_DATA:
+        raise UsageError(f"unknown --external-data {external_data!r}", "one of " + ", ".join(EXTERNAL_DATA))
+    check_output_path(source_path, target_path)
+    if check:
+        require_runtime()
+    rules = Rules(
+        *(tuple(rule) for rule in (block_ops, block_nodes, block_scopes, block_patterns, allow_ops, allow_nodes)),
+        block_list=block_list,
+    )
+    planned = plan_model(
+        source_path, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, on_stage=on_stage
+    )
+    clock = _Clock(on_stage)
+    clock.seconds = planned.seconds
+    ir_model, source = planned.source.model, planned.source
+    warnings = [*planned.prepared.notes, *planned.assignment.overruled, *_remarks(planned, to)]
+    converted = ir_model.metadata_props.get(f"{METADATA_PREFIX}to") == to
+    with clock.stage("rewrite"):
+        rewrite = RewritePass(planned.groups, planned.assignment.half, planned.names, planned.dtype)
+        rewrite(ir_model)
+        if not converted:
+            _stamp(ir_model, planned)
+        if ir_model.ir_version > IR_VERSION and ir_model.opset_imports.get("", 0) < 23:
+            ir_model.ir_version = IR_VERSION
+    promised = _promise(source, ir_model, planned.half_inputs, planned.half_outputs, planned.dtype)
+    types = {value.name: value.type for side in promised for value in side if value.HasField("type")} | source.opaque_types
+    checked: CheckResult | None = None
+    nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(ir_model.graph))
+    with (
+        clock.stage("write"),
+        written_model(
+            ir_model, target_path, types=types, annotated=source.annotated, external_data=external_data
+        ) as written,
+    ):
+        if check:
+            with clock.stage("check"):
+                checked = check_file(written, promised, ir_model, target)
+    clock.seconds["write"] -= clock.seconds.get("check", 0.0)
+    write_profile(target_path, target, checked)
+    if save_plan is not None:
+        atomic_text(Path(save_plan), planned.plan.to_json())
+    stats = rewrite.stats
+    return ConvertResult(
+        output=target_path,
+        to=to,
+        target=target,
+        opset=ir_model.opset_imports.get("", 0),
+        nodes=nodes,
+        values={"half": planned.plan.half, "float": planned.plan.float},
+        weights={
+            "half": len(stats.half_weights), "float": len(stats.float_weights), "both": len(stats.both_weights)
+        },
+        casts=stats.casts,
+        bytes_before=source.bytes,
+        bytes_after=_size(target_path, ir_model),
+        seconds=clock.seconds,
+        fp32=tuple(FloatValue.of(value) for value in planned.plan.fp32()),
+        constants=_changed(planned, stats.half_weights, stats.both_weights),
+        fusions=planned.prepared.fusions,
+        check=checked,
+        plan=planned.plan,
+        warnings=tuple(warnings + list(checked.notes if checked else ())),
+    )
+
+
+def _half_borders(
+    source: SourceModel, half_io: bool | Iterable[str], keep_io: Iterable[str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of inputs and of outputs that become half."""
+    graph, kept = source.model.graph, frozenset(keep_io)
+    floats = [{v.name or "" for v in side if v.dtype == ir.DataType.FLOAT} for side in (graph.inputs, graph.outputs)]
+    known = {v.name or "" for v in (*graph.inputs, *graph.outputs)}
+    named = frozenset() if isinstance(half_io, bool) else frozenset(half_io)
+    for option, wanted in (("--half-io", named), ("--keep-io", kept)):
+        for name in sorted(wanted):
+            if name not in known:
+                raise UsageError(
+                    f"{option}={name}: the model has no input or output of that name", "one of " + ", ".join(sorted(known))
+                )
+            if name not in floats[0] | floats[1] and option == "--half-io":
+                raise UsageError(f"{option}={name}: its type is not FP32", "one of " + ", ".join(sorted(floats[0] | floats[1])))
+    both = named & kept
+    if both:
+        raise UsageError(f"'{min(both)}' is named by both --half-io and --keep-io", "one of them")
+    if half_io is True:
+        named = frozenset(floats[0] | floats[1]) - kept
+    return frozenset(floats[0] & named), frozenset(floats[1] & named)
+
+
+def _remarks(planned: Planned, to: str) -> Iterator[str]:
+    """Say plainly what kind of model it was, where that is not the plain case."""
+    model, plan = planned.source.model, planned.plan
+    by = model.metadata_props.get(f"{METADATA_PREFIX}version")
+    if by and model.metadata_props.get(f"{METADATA_PREFIX}to") == to:
+        yield f"already converted to {to} by halfconv {by}"
+    kinds = {o.dtype for node in planned.names.nodes() for o in node.outputs if o.name}
+    held = {v.dtype for g in model.graphs() for v in g.initializers.values()}
+    present = kinds | held
+    if ir.DataType.FLOAT16 in present or ir.DataType.BFLOAT16 in present:
+        whole = ir.DataType.FLOAT not in held
+        yield f"the model already holds half-precision {'weights only' if whole and not plan.half else 'values'}"
+    if ir.DataType.DOUBLE in present:
+        yield "the model holds float64 values, which stay float64"
+    if not plan.half:
+        yield "nothing was converted: " + (
+            "every FP32 value has a reason to stay FP32" if plan.values else "the model has no FP32 values"
+        )
+
+
+def _stamp(model: ir.Model, planned: Planned) -> None:
+    model.metadata_props[f"{METADATA_PREFIX}version"] = __version__
+    model.metadata_props[f"{METADATA_PREFIX}to"] = planned.plan.to
+    model.metadata_props[f"{METADATA_PREFIX}plan"] = planned.plan.fingerprint()
+    model.metadata_props[f"{METADATA_PREFIX}source_sha256"] = planned.source.sha256
+
+
+def _promise(
+    source: SourceModel, model: ir.Model, half_inputs: frozenset[str], half_outputs: frozenset[str], dtype: ir.DataType
+) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Return the inputs and outputs that the output must have: the source's, with the wanted ones in half."""
+    kept = {value.name for value in model.graph.inputs}
+    sides = []
+    for values, wanted in (([v for v in source.inputs if v.name in kept], half_inputs), (source.outputs, half_outputs)):
+        side = []
+        for value in values:
+            copy = onnx.ValueInfoProto()
+            copy.CopyFrom(value)
+            if value.name in wanted and copy.type.HasField("tensor_type"):
+                copy.type.tensor_type.elem_type = dtype.value
+            side.append(copy)
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def _changed(planned: Planned, half: list[str], both: list[str]) -> tuple[ChangedConstant, ...]:
+    held = dict.fromkeys(both, "both") | dict.fromkeys(half, "half")
+    found = []
+    for value, known in planned.weights.items():
+        stats = known.stats
+        if not (stats.saturated or stats.flushed):
+            continue
+        produced = planned.groups.produced.get(value)
+        kept = held.get(value.name or "") if produced is None else ("half" if planned.assignment.half[produced] else None)
+        if kept:
+            found.append(ChangedConstant(known.id, stats.size, stats.absmax, stats.saturated, stats.flushed, kept))
+    return tuple(found)
+
+
+def _size(path: Path, model: ir.Model) -> int:
+    data = {
+        Path(tensor.path)
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor) and Path(tensor.path).parent == path.absolute().parent
+    }
+    return path.stat().st_size + sum(file.stat().st_size for file in data if file.exists())
+

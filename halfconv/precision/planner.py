@@ -1,0 +1,251 @@
+"""Turn decisions about nodes into a type for every group, and into a plan that says why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from halfconv.graph.names import Names
+from halfconv.graph.typegroups import Forced, TypeGroups, is_weight
+from halfconv.precision.cost import EXACT_OPS, cast_time, float_time
+from halfconv.precision.mincut import CastCost, minimum_cut
+from halfconv.precision.plan import PlannedValue, PrecisionPlan
+from halfconv.precision.rewrite import cast_ids
+from halfconv.precision.rules import Decision, Strength
+
+__all__ = ["Assignment", "Verdict", "assign", "build_plan", "structure_hash"]
+
+#: A model that reads weights of more elements is worth converting even if it only moves them.
+WORTH_STORING = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What decided one group.
+
+    Attributes:
+        half: Whether the group is half.
+        strength: Who decided.
+        reason: Why, in words.
+        rule: The row.
+        node: Id of the culprit.
+        op: Its operator.
+        figures: Numbers that the reason rests on.
+    """
+
+    half: bool
+    strength: int
+    reason: str
+    rule: str
+    node: str
+    op: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Assignment:
+    """A precision for every group.
+
+    Attributes:
+        half: For each group, whether it is half.
+        verdicts: Group -> what decided it; groups that nobody but the min-cut decided are absent.
+        overruled: Decisions of the block list and of measurements that an allow rule beat.
+    """
+
+    half: list[bool]
+    verdicts: dict[int, Verdict]
+    overruled: list[str]
+
+
+def assign(
+    model: ir.Model,
+    names: Names,
+    groups: TypeGroups,
+    decided: Iterable[Decision],
+    half_inputs: frozenset[str],
+    half_outputs: frozenset[str],
+) -> Assignment:
+    """Give every group a precision.
+
+    Args:
+        model: The prepared model.
+        names: Ids of its nodes and values.
+        groups: Its type groups.
+        decided: What rules say about nodes.
+        half_inputs: Names of model inputs that become half.
+        half_outputs: Names of model outputs that become half.
+    """
+    verdicts: dict[int, Verdict] = {g: _forced(why) for g, why in groups.forced.items()}
+    verdicts |= _borders(model, groups, half_inputs, half_outputs)
+    overruled: dict[str, None] = {}
+    for decision in decided:
+        culprit = names.node[decision.culprit]
+        verdict = Verdict(
+            decision.half, decision.strength, decision.reason, decision.rule, culprit, decision.culprit.op_type,
+            decision.figures,
+        )  # fmt: skip
+        for group in groups.of_node(decision.node):
+            known = verdicts.get(group)
+            if known is None or verdict.strength < known.strength:
+                loser, winner = known, verdict
+                verdicts[group] = verdict
+            else:
+                loser, winner = verdict, known
+            if loser and winner.strength == Strength.USER_ALLOW and not loser.half:
+                overruled[f"{winner.reason} beats: {loser.reason} (node '{names.node[decision.node]}')"] = None
+    half = _cut(groups, verdicts)
+    return Assignment(half, verdicts, list(overruled))
+
+
+def _forced(why: Forced) -> Verdict:
+    return Verdict(False, Strength.IMPOSSIBLE, why.reason, why.rule, why.node, why.op)
+
+
+def _borders(
+    model: ir.Model, groups: TypeGroups, half_inputs: frozenset[str], half_outputs: frozenset[str]
+) -> dict[int, Verdict]:
+    """Fix the types of the model's inputs and outputs."""
+    found = {}
+    sides = [("input", value, groups.produced.get(value), half_inputs) for value in model.graph.inputs]
+    for index, value in enumerate(model.graph.outputs):
+        sides.append(("output", value, groups.returned.get((model.graph, index)), half_outputs))
+    for side, value, group, wanted in sides:
+        if group is not None and group not in groups.forced:
+            half = value.name in wanted
+            reason = f"model {side} keeps its type" if not half else f"model {side} is to be half"
+            found[group] = Verdict(half, 0, reason, "io", value.name or "", side.capitalize())
+    return found
+
+
+def _cut(groups: TypeGroups, verdicts: Mapping[int, Verdict]) -> list[bool]:
+    """Decide the free groups: least time on the target."""
+    count = 1 + max([*groups.produced.values(), *groups.read.values(), *groups.returned.values()], default=-1)
+    as_half, as_float = [0.0] * count, [0.0] * count
+    for group, nodes in groups.nodes.items():
+        for node in nodes:
+            slots = [v for v in (*node.inputs, *node.outputs) if v is not None and not is_weight(v)]
+            as_float[group] += float_time(node, slots)
+    border = {group for group, verdict in verdicts.items() if verdict.rule == "io"}
+    for group, verdict in verdicts.items():
+        if verdict.half:
+            as_half[group], as_float[group] = 0.0, math.inf
+        else:
+            as_half[group], as_float[group] = math.inf, 0.0
+    readers: dict[ir.Value, set[int]] = defaultdict(set)
+    for (node, index), group in groups.read.items():
+        value = node.inputs[index]
+        if value in groups.produced:
+            assert value is not None
+            readers[value].add(group)
+    for (graph, index), group in groups.returned.items():
+        value = graph.outputs[index]
+        if value in groups.produced and group not in border:
+            readers[value].add(group)
+    casts = []
+    for value, reading in readers.items():
+        producer = groups.produced[value]
+        if producer not in border and reading != {producer}:  # a Cast at the model's border is nobody's choice
+            casts.append(CastCost(producer, tuple(sorted(reading)), cast_time(value), cast_time(value)))
+    half = minimum_cut(as_half, as_float, casts)
+    _leave_movers(groups, verdicts, half, readers)
+    return half
+
+
+def _leave_movers(
+    groups: TypeGroups, verdicts: Mapping[int, Verdict], half: list[bool], readers: Mapping[ir.Value, set[int]]
+) -> None:
+    """Leave in FP32 what only moves numbers between FP32 neighbours: half would add Casts and gain nothing."""
+    parent = list(range(len(half)))
+
+    def find(group: int) -> int:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    for value, reading in readers.items():
+        producer = groups.produced[value]
+        for reader in reading:
+            if half[producer] and half[reader]:
+                parent[find(reader)] = find(producer)
+    useful = set()
+    for group in range(len(half)):
+        if half[group] and (group in verdicts or _is_useful(groups, group)):
+            useful.add(find(group))
+    for group in range(len(half)):
+        if half[group] and find(group) not in useful:
+            half[group] = False
+
+
+def _is_useful(groups: TypeGroups, group: int) -> bool:
+    for node in groups.nodes.get(group, ()):
+        if node.domain or node.op_type not in EXACT_OPS:
+            return True
+        for index, value in enumerate(node.inputs):
+            if value is not None and (node, index) in groups.read and is_weight(value) and value.const_value is not None:
+                if value.const_value.size > WORTH_STORING:
+                    return True
+    return False
+
+
+def build_plan(
+    names: Names,
+    groups: TypeGroups,
+    assignment: Assignment,
+    *,
+    source_sha256: str,
+    structure: str,
+    to: str,
+    target: str,
+    options: Mapping[str, Any],
+    dtype: ir.DataType,
+) -> PrecisionPlan:
+    """Write an assignment down as a plan."""
+    half_name = dtype.name.lower()
+    values = []
+    for value, group in groups.produced.items():
+        if assignment.half[group]:
+            values.append(PlannedValue(names.value[value], half_name))
+            continue
+        verdict = assignment.verdicts.get(group)
+        if verdict is None:
+            owner = (groups.nodes.get(group) or [None])[0]
+            node, op = (names.node[owner], owner.op_type) if owner is not None else ("", "")
+            verdict = Verdict(False, Strength.MIN_CUT, "its neighbours are FP32: half would only add Casts", "min-cut", node, op)
+        values.append(
+            PlannedValue(
+                names.value[value], "float", verdict.reason, verdict.rule, verdict.node, verdict.op, dict(verdict.figures)
+            )
+        )
+    return PrecisionPlan(
+        source_sha256=source_sha256,
+        structure_sha256=structure,
+        to=to,
+        target=target,
+        options=dict(options),
+        values=tuple(sorted(values, key=lambda value: value.id)),
+        casts=cast_ids(groups, assignment.half, names, half_name),
+    )
+
+
+def structure_hash(model: ir.Model, names: Names) -> str:
+    """Hash operators, edges and attributes that are no weights: what retraining leaves as it is."""
+    digest = hashlib.sha256()
+    for node in names.nodes():
+        inputs = [names.value.get(value, "") if value is not None else "" for value in node.inputs]
+        outputs = [value.name for value in node.outputs]
+        plain = {
+            name: str(attribute.value)
+            for name, attribute in sorted(node.attributes.items())
+            if attribute.type.name in ("FLOAT", "INT", "STRING", "FLOATS", "INTS", "STRINGS")
+        }
+        digest.update(json.dumps([node.domain, node.op_type, inputs, outputs, plain], ensure_ascii=False).encode())
+    digest.update(json.dumps(dict(sorted(model.opset_imports.items()))).encode())
+    return digest.hexdigest()

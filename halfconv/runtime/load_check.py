@@ -1,0 +1,45 @@
+"""Load a model in ONNX Runtime, in a process of its own: ``python -m halfconv.runtime.load_check MODEL LEVEL PROVIDER``.
+
+A session on a converted model may end the process (ONNX Runtime 1.32 does so at ORT_ENABLE_ALL on some valid FP16 models), so
+`halfconv.check` opens none itself. The answer is one line of JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+LEVELS = ("ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
+
+
+def load(path: str, level: str, provider: str) -> dict[str, str]:
+    """Open a session and describe it.
+
+    Args:
+        path: Model file.
+        level: A name of `LEVELS`.
+        provider: Execution provider; CPU is always the fallback.
+
+    Returns:
+        ``{"error": text}``, empty if it loaded; with ``"version"``, ONNX Runtime's.
+    """
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls") and provider != "CPUExecutionProvider":
+        onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        if provider not in session.get_providers():
+            return {"error": f"{provider} did not load", "version": onnxruntime.__version__}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "version": onnxruntime.__version__}
+    return {"error": "", "version": onnxruntime.__version__}
+
+
+if __name__ == "__main__":
+    print(json.dumps(load(*sys.argv[1:4])))
