@@ -56,6 +56,11 @@ def _is_square(node: ir.Node) -> bool:
     return kind in ("ReduceSumSquare", "ReduceL2") or (kind == "Mul" and node.inputs[0] is node.inputs[1])
 
 
+def _ends_at_square(node: ir.Node) -> bool:
+    """Tell whether a walk towards the sources ends here: at a square, unless it only undoes a root (a power spectrum)."""
+    return _is_square(node) and not any(_is_root(p) for v in inputs_of(node) if (p := v.producer()) is not None)
+
+
 def _is_root(node: ir.Node) -> bool:
     kind = op(node)
     if kind == "Pow":
@@ -198,8 +203,8 @@ def small_sources(start: Iterator[ir.Value]) -> list[ir.Node]:
     A matrix product between the squares and the division (a mel filter bank, say) belongs to it.
     """
     values = list(start)
-    near = backward(values, lambda n: op(n) in SMALL_MAKERS, _is_square, 40)
-    wide = backward(values, lambda n: op(n) in SMALL_MAKERS | {"MatMul", "Gemm", "Conv"}, _is_square, 12)
+    near = backward(values, lambda n: op(n) in SMALL_MAKERS, _ends_at_square, 40)
+    wide = backward(values, lambda n: op(n) in SMALL_MAKERS | {"MatMul", "Gemm", "Conv"}, _ends_at_square, 12)
     products = [n for n in wide if op(n) in ("MatMul", "Gemm", "Conv") and n not in near]
     if products and any(_is_square(n) for n in wide):
         return list(dict.fromkeys([*near, *wide]))
