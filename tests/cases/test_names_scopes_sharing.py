@@ -65,7 +65,7 @@ def test_a_weight_shared_between_scopes(kind: str, folder: Path) -> None:
         "then_branch = t () => (float[2,2] p) { [half] p = MatMul(a, w) },"
         "else_branch = e () => (float[2,2] q) { [float] q = MatMul(a, w) }> }"
     )
-    converted = convert(model, folder, block_nodes=["float"])
+    converted = convert(model, folder, block_nodes=[r".*\.else_branch/float"])
     runs(converted, {"x": normal(2, 2), "c": YES}, {"x": normal(2, 2), "c": NO})
     w = np.array([[0.5, -1.25], [2, 0.75]], np.float32)
     assert structure.weight(converted.model, w) == {"float16": 1, "float32": 1}
@@ -104,7 +104,7 @@ def test_the_same_names_in_branches_of_two_precisions(folder: Path) -> None:
     for seed, branch in enumerate(made.graph.node[0].attribute):
         del branch.g.value_info[:]
         branch.g.initializer.append(onnx.numpy_helper.from_array(normal(4, 4, seed=seed), "k"))
-    converted = convert(made, folder, block_nodes=["a"])
+    converted = convert(made, folder, block_nodes=[".*/a"])
     runs(converted, {"x": X, "c": YES}, {"x": X, "c": NO})
     assert {s.node.name: s.outputs for s in converted.ops("MatMul")} == {"a": (FLOAT,), "b": (HALF,)}
 
@@ -178,7 +178,7 @@ _LOOP = (
 
 
 @pytest.mark.parametrize("half_io", [False, True])
-@pytest.mark.parametrize("blocked", [[], ["inner"]])
+@pytest.mark.parametrize("blocked", [[], [".*/inner"]])
 def test_a_loop_with_carried_state_and_scan_outputs(blocked: list[str], half_io: bool, folder: Path) -> None:
     converted = convert(with_weights(text(_LOOP), {"w": W}), folder, half_io=half_io, block_nodes=blocked)
     runs(converted, {"x": X, "n": np.array(5)}, keep_io=not half_io)
@@ -260,7 +260,7 @@ _BOTH = [{"x": X, "c": YES}, {"x": X, "c": NO}]
 
 
 def test_a_blocked_node_inside_a_branch(folder: Path) -> None:
-    converted = convert(with_weights(text(_IF), {"w": W}), folder, block_nodes=["left"])
+    converted = convert(with_weights(text(_IF), {"w": W}), folder, block_nodes=[r"choice\.then_branch/left"])
     runs(converted, *_BOTH)
     kinds = {s.node.name: s.outputs for s in (*converted.ops("MatMul"), *converted.ops("Gemm"))}
     assert kinds == {"before": (HALF,), "left": (FLOAT,), "right": (HALF,), "after": (HALF,)}
@@ -281,7 +281,7 @@ def test_blocking_an_operator_blocks_it_in_every_scope(folder: Path) -> None:
     assert converted.all_half("Gemm")
 
 
-@pytest.mark.parametrize("rule", [{"block_ops": ["Loop"]}, {"block_nodes": ["inner"]}])
+@pytest.mark.parametrize("rule", [{"block_ops": ["Loop"]}, {"block_nodes": [r"Loop#\d\.body/inner"]}])
 def test_blocking_a_loop_or_a_node_inside_it(rule: dict[str, list[str]], folder: Path) -> None:
     converted = convert(with_weights(text(_LOOP), {"w": W}), folder, **rule)
     runs(converted, {"x": X, "n": np.array(4)})

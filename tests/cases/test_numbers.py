@@ -311,7 +311,7 @@ def test_attention_with_large_logits(folder: Path) -> None:
     ids=lambda value: value if isinstance(value, str) and "=" not in value else "",
 )  # fmt: skip
 def test_every_pattern_can_be_blocked(pattern: str, body: str, blocked: set[str], folder: Path) -> None:
-    weights = {"w": normal(4, 4), "axis": np.array([-1]), "eps": np.array(1e-3, np.float32)}
+    weights = {"w": normal(4, 4), "axis": np.array([-1]), "eps": np.array(1e-8, np.float32)}
     used = {name: array for name, array in weights.items() if f", {name})" in body}
     model = with_weights(text(f"(float[4,4] x) => (float[4,4] y) {{ {body} }}"), used)
     converted = convert(model, folder, block_list="none", block_patterns=[pattern], fuse=False)

@@ -202,8 +202,8 @@ def test_resize_keeps_its_scales_exact(name: str, half_io: bool, folder: Path) -
 @pytest.mark.parametrize(
     ("opset", "call"),
     [
-        (6, "Clip<min=-0.5, max=1e30>(x)"),
-        (6, "Clip(x)"),
+        (7, "Clip<min=-0.5, max=1e30>(x)"),
+        (7, "Clip(x)"),
         (11, "Clip(x, , hi)"),
         (12, "Clip(x, lo)"),
         (13, "Clip(x, , huge)"),
