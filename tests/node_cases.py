@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,19 @@ class NodeCase:
     rtol: float
     atol: float
 
+    @cached_property
+    def _ops(self) -> list[str]:
+        return [node.op_type for node in onnx.load_from_string(self.model).graph.node]
+
     @property
     def op(self) -> str:
-        return onnx.load_from_string(self.model).graph.node[0].op_type
+        """The first operator."""
+        return self._ops[0]
+
+    @property
+    def alone(self) -> bool:
+        """The model is one node."""
+        return len(self._ops) == 1
 
 
 def _is_float(kind: onnx.TypeProto) -> bool:

