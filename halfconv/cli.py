@@ -37,7 +37,7 @@ def _rule_options(command: Command) -> Command:
         click.option("--block-node", **many, metavar="REGEX", help="Keep nodes in FP32 whose whole id matches."),
         click.option("--block-scope", **many, metavar="PREFIX", help="Keep a part of the model in FP32, by name prefix."),
         click.option("--block-pattern", **many, metavar="NAME",
-                     help="Keep a pattern in FP32: norm, exp-sum, small-epsilon, log, wide-sum, shape-arithmetic, "
+                     help="Keep a pattern in FP32: norm, exp-sum, small-epsilon, log, wide-sum, scale-up, shape-arithmetic, "
                           "mask-sum, softmax-attention."),
         click.option("--allow-op", **many, metavar="OP", help="Force this operator to half, against the block list."),
         click.option("--allow-node", **many, metavar="REGEX", help="Force nodes to half, against the block list."),

@@ -40,6 +40,7 @@ class SourceModel:
         path: The file that was read.
         sha256: SHA-256 of that file.
         bytes: Size of that file and of the external data files it names, in bytes.
+        data_files: External data files that it names.
         ir_version: IR version of that file.
         opsets: Domain -> opset, as the file imports them.
         inputs: The model's inputs as declared, without weights; `halfconv.storage` writes their types back.
@@ -52,6 +53,7 @@ class SourceModel:
     path: Path
     sha256: str
     bytes: int
+    data_files: frozenset[Path]
     ir_version: int
     opsets: dict[str, int]
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -108,6 +110,7 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
         path=file,
         sha256=digest,
         bytes=size,
+        data_files=frozenset(external),
         ir_version=proto.ir_version,
         opsets=dict(model.opset_imports),
         inputs=list(declared.input),

@@ -227,7 +227,7 @@ def plan_model(
         source = load(model)
     half_inputs, half_outputs = _half_borders(source, half_io, keep_io)
     with clock.stage("prepare"):
-        prepared = prepare(source.model, fuse=fuse)
+        prepared = prepare(source.model, label=str(source.path), fuse=fuse)
         names = Names.of(source.model)
         groups = TypeGroups.of(source.model, names, dtype)
     with clock.stage("weights"):
@@ -319,6 +319,7 @@ def convert(
     planned = plan_model(
         source_path, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, on_stage=on_stage
     )
+    check_output_path(source_path, target_path, planned.source.data_files)
     clock = _Clock(on_stage)
     clock.seconds = planned.seconds
     ir_model, source = planned.source.model, planned.source
@@ -344,10 +345,11 @@ def convert(
         if check:
             with clock.stage("check"):
                 checked = check_file(written, promised, ir_model, target)
+        # Before the model takes its place, so that a full disk leaves neither.
+        write_profile(target_path, written, target, checked)
+        if save_plan is not None:
+            atomic_text(Path(save_plan), planned.plan.to_json())
     clock.seconds["write"] -= clock.seconds.get("check", 0.0)
-    write_profile(target_path, target, checked)
-    if save_plan is not None:
-        atomic_text(Path(save_plan), planned.plan.to_json())
     stats = rewrite.stats
     return ConvertResult(
         output=target_path,

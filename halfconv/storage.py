@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -28,8 +28,13 @@ EXTERNAL_THRESHOLD = 1024
 INLINE_LIMIT = 2**31 - 2**26
 
 
-def check_output_path(source: Path, output: Path) -> None:
+def check_output_path(source: Path, output: Path, data_files: Iterable[Path] = ()) -> None:
     """Refuse an output path that cannot be written, before any work is done.
+
+    Args:
+        source: The input file.
+        output: The output file.
+        data_files: Files that hold the input's weights.
 
     Raises:
         UsageError: The output is the input, or a directory.
@@ -39,6 +44,8 @@ def check_output_path(source: Path, output: Path) -> None:
         raise UsageError(f"output {output} is a directory", f"-o {output / (source.stem + '.fp16.onnx')}")
     if output.exists() and source.exists() and output.samefile(source):
         raise UsageError(f"output {output} is the input itself, which is never touched", "another -o")
+    if output.exists() and any(output.samefile(data) for data in data_files):
+        raise UsageError(f"output {output} holds the input's weights, which are never touched", "another -o")
     folder = output.absolute().parent
     if not folder.is_dir():
         raise EnvironmentProblem(f"output folder {folder} does not exist", f"mkdir -p {folder}")

@@ -17,6 +17,8 @@ from halfconv.graph.schema import Signature
 
 __all__ = ["Support", "support", "table_source"]
 
+#: Operators that the CPU provider cannot run in half: without a kernel, and without an input that it could cast.
+NO_CPU_HALF = frozenset({"RandomNormal", "RandomUniform"})
 _LETTER = {ir.DataType.FLOAT16: "h", ir.DataType.BFLOAT16: "b"}
 
 Entry = tuple[int, int, dict[str, str]]
@@ -63,6 +65,8 @@ def support(domain: str, op_type: str, signature: Signature, variables: frozense
         The support. An operator that is defined by a function of other operators may be half without a kernel of its own,
         because the runtime expands it.
     """
+    if op_type in NO_CPU_HALF:
+        return Support(frozenset(), False, f"ONNX Runtime's CPU provider has no {to.name} kernel for {op_type}")
     letter = _LETTER[to]
     package, table = _table()
     key = f"{'' if domain == 'ai.onnx' else domain}::{op_type}"

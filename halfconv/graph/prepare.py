@@ -15,9 +15,10 @@ from onnx_ir.passes import common
 from halfconv.errors import InputError, UnsupportedModel
 from halfconv.graph.fuse import FuseLayerNormPass
 from halfconv.graph.lift import LiftClipPass
+from halfconv.graph.names import subgraphs
 from halfconv.graph.schema import signature
 
-__all__ = ["InferTypesPass", "InputConstantsPass", "Prepared", "prepare"]
+__all__ = ["InferTypesPass", "InputConstantsPass", "Prepared", "UniqueNamesPass", "prepare"]
 
 
 @dataclass(slots=True)
@@ -33,11 +34,12 @@ class Prepared:
     fusions: dict[str, int] = field(default_factory=dict)
 
 
-def prepare(model: ir.Model, *, fuse: bool = True) -> Prepared:
+def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> Prepared:
     """Prepare a model in place.
 
     Args:
         model: A loaded model.
+        label: What messages call it.
         fuse: Whether decomposed norms become one operator.
 
     Raises:
@@ -52,8 +54,10 @@ def prepare(model: ir.Model, *, fuse: bool = True) -> Prepared:
             model.functions.clear()
     except Exception as error:
         raise UnsupportedModel(
-            f"the model's functions cannot be inlined: {error}", "onnx.inliner.inline_local_functions on it"
+            f"{label}: its functions cannot be inlined: {error}", "onnx.inliner.inline_local_functions on it"
         ) from None
+    _check_operators(model, label)
+    UniqueNamesPass()(model)
     constants = InputConstantsPass()
     constants(model)
     if constants.fixed:
@@ -62,7 +66,7 @@ def prepare(model: ir.Model, *, fuse: bool = True) -> Prepared:
     try:
         common.TopologicalSortPass()(model)
     except Exception:
-        raise InputError("the graph has a cycle", "export it again") from None
+        raise InputError(f"{label}: the graph has a cycle", "export it again") from None
     common.RemoveUnusedNodesPass()(model)
     # The pass reports a failure by a logged traceback; a model that it cannot infer is planned with the types it declares.
     logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.CRITICAL)
@@ -77,6 +81,47 @@ def prepare(model: ir.Model, *, fuse: bool = True) -> Prepared:
         if fused.count:
             done.fusions["LayerNormalization"] = fused.count
     return done
+
+
+def _check_operators(model: ir.Model, label: str) -> None:
+    """Refuse an operator of ONNX's own domains that ONNX does not know: the checker would refuse it too."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        version = model.opset_imports.get(node.domain)
+        if node.domain in ("", "ai.onnx", "ai.onnx.ml") and signature(node.domain, node.op_type, version) is None:
+            raise UnsupportedModel(
+                f"{label}: node '{node.name or ''}' has operator {node.op_type}, unknown in opset {version}",
+                "pip install -U onnx, or export with a newer opset",
+            )
+
+
+class UniqueNamesPass(ir.passes.InPlacePass):
+    """Rename values in subgraphs that hide a value of an outer graph: ONNX's checker refuses those."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        taken = {v.name for graph in model.graphs() for v in _values(graph)}
+        return ir.passes.PassResult(model, modified=self._visit(model.graph, frozenset(), taken))
+
+    def _visit(self, graph: ir.Graph, outer: frozenset[str | None], taken: set[str | None]) -> bool:
+        changed = False
+        for value in _values(graph):
+            if value.name and value.name in outer:
+                number = 2
+                while f"{value.name}_{number}" in taken:
+                    number += 1
+                value.name = f"{value.name}_{number}"
+                taken.add(value.name)
+                changed = True
+        inner = outer | {value.name for value in _values(graph)}
+        for node in graph:
+            for _, body in subgraphs(node):
+                changed |= self._visit(body, inner, taken)
+        return changed
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    outputs = [output for node in graph for output in node.outputs]
+    return [*graph.inputs, *(v for v in graph.initializers.values() if not v.is_graph_input()), *outputs]
 
 
 class InputConstantsPass(ir.passes.InPlacePass):
@@ -109,17 +154,16 @@ class InputConstantsPass(ir.passes.InPlacePass):
 
 
 class InferTypesPass(ir.passes.InPlacePass):
-    """Fill in element types that shape inference left open, from the operators' schemas.
+    """Complete the types of values from the operators' schemas.
 
-    It knows ONNX Runtime's own operators, which ONNX's shape inference does not, and the bodies of control flow.
+    Shape inference leaves types open behind ONNX Runtime's own operators, and onnx-ir merges its result by element type, which
+    makes a tensor of every sequence and optional.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
         changed = False
         for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            if all(output.type is not None for output in node.outputs if output.name):
-                continue
             found = signature(node.domain, node.op_type, model.opset_imports.get(node.domain))
             if found is None:
                 continue
@@ -130,12 +174,40 @@ class InferTypesPass(ir.passes.InPlacePass):
             }
             for index, output in enumerate(node.outputs):
                 variable = found.output_variable(index)
-                if output.type is not None:
-                    continue
-                allowed = found.allowed.get(variable, frozenset())
-                if variable in bound:
-                    output.type = bound[variable]
-                elif len(allowed) == 1 and (only := next(iter(allowed))).startswith("tensor("):
-                    output.type = ir.TensorType(ir.DataType[only[7:-1].upper()])
-                changed |= output.type is not None
+                inferred = self._type(node, index, output, bound.get(variable), found.allowed.get(variable, frozenset()))
+                if inferred is not None and inferred != output.type:
+                    output.type = inferred
+                    changed = True
         return ir.passes.PassResult(model, modified=changed)
+
+    @staticmethod
+    def _type(
+        node: ir.Node, index: int, output: ir.Value, bound: ir.TypeProtocol | None, allowed: frozenset[str]
+    ) -> ir.TypeProtocol | None:
+        known = output.type
+        if isinstance(known, ir.TensorType) and allowed and not any(kind.startswith("tensor(") for kind in allowed):
+            container = ir.SequenceType if all(kind.startswith("seq(") for kind in allowed) else ir.OptionalType
+            return bound if isinstance(bound, container) else container(known)
+        if node.op_type in ("Loop", "Scan", "If") and not node.domain:
+            return _from_body(node, index) or known
+        if node.op_type == "OptionalGetElement" and node.inputs[0] is not None:
+            held = node.inputs[0].type
+            return held.elem_type if isinstance(held, ir.OptionalType) else held  # type: ignore[return-value]
+        if known is not None:
+            return bound if isinstance(bound, (ir.SequenceType, ir.OptionalType)) else known
+        if bound is not None:
+            return bound
+        if len(allowed) == 1 and (only := next(iter(allowed))).startswith("tensor("):
+            return ir.TensorType(ir.DataType[only[7:-1].upper()])
+        return None
+
+
+def _from_body(node: ir.Node, index: int) -> ir.TypeProtocol | None:
+    """Return the type of a control-flow node's output if its body returns a sequence or optional there."""
+    shift = 1 if node.op_type == "Loop" else 0
+    for _, body in subgraphs(node):
+        if index + shift < len(body.outputs):
+            kind = body.outputs[index + shift].type
+            if isinstance(kind, (ir.SequenceType, ir.OptionalType)):
+                return kind
+    return None

@@ -126,6 +126,9 @@ class _Builder:
             self._node(node)
         for node in self.names.nodes():
             self._control_flow(node)
+        for node in self.names.nodes():
+            if node.op_type in ("Cast", "CastLike") and (node, 0) in self.read and node.outputs[0] in self.produced:
+                self.union(self.read[node, 0], self.produced[node.outputs[0]])  # FP32 to FP32: it changes nothing
         for index, value in enumerate(self.model.graph.outputs):
             if value.is_graph_input() and is_float(value):
                 self.union(("input", value), ("result", self.model.graph, index))

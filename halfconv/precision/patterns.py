@@ -16,7 +16,7 @@ from halfconv.precision.flow import backward, constant, forward, inputs_of, op, 
 from halfconv.precision.masks import mask_sums
 from halfconv.precision.match import Match
 from halfconv.precision.positions import shape_arithmetic
-from halfconv.precision.weights import HALF_MIN_NORMAL
+from halfconv.precision.weights import HALF_MAX, HALF_MIN_NORMAL
 
 __all__ = ["PATTERNS", "Pattern"]
 
@@ -28,6 +28,8 @@ BOUNDS = frozenset({"Max", "Clip", "Relu", "Min"})
 STATISTICS = MEANS | SUMS | LINEAR | BOUNDS | EXACT_OPS | {"Pow", "Sqrt"}
 #: Operators whose result may be a small number that somebody divides by or takes the logarithm of.
 SMALL_MAKERS = STATISTICS | {"Exp", "Log", "LogSoftmax", "ReduceLogSumExp", "Sigmoid", "Softmax", "Where", "ReduceMax"}
+#: A factor that lifts numbers of order 64 out of half's range.
+SCALE_UP = 1024.0
 TINY = HALF_MIN_NORMAL[ir.DataType.FLOAT16]
 
 
@@ -251,12 +253,31 @@ def _shrinks(node: ir.Node) -> bool:
     return any(f is not None and f.dtype.kind == "f" and f.size and float(np.abs(f).max()) < 1 for f in factors)
 
 
+def _scale_ups(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """A multiplication by a large constant, and the operator that brings the product back to size."""
+    ends = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Sub", "Add", "ReduceMax"})
+    for node in nodes:
+        if op(node) not in ("Div", "Mul") or not any(True for _ in inputs_of(node)):
+            continue
+        factor = scalar(node.inputs[1])
+        if factor is None and op(node) == "Mul":
+            factor = scalar(node.inputs[0])
+        if factor and op(node) == "Div":
+            factor = 1 / factor
+        if factor is not None and SCALE_UP <= abs(factor) <= HALF_MAX[ir.DataType.FLOAT16]:
+            after = forward([node], lambda n: op(n) in ends | EXACT_OPS, lambda n: op(n) in ends, 6)
+            kept = [n for n in after if op(n) in ends]
+            why = f"a factor of {factor:.6g} lifts numbers beyond {65504 / abs(factor):.3g} out of half's range"
+            yield Match((node, *kept), node, why, {"factor": factor})
+
+
 PATTERNS: tuple[Pattern, ...] = (
     Pattern("norm", "squares and their sums inside a decomposed norm overflow or flush", True, _norms),
     Pattern("exp-sum", "exponentials and their sums overflow", True, _exp_sums),
     Pattern("small-epsilon", "a tiny constant flushes, and the division by zero gives NaN", True, _small_epsilons),
     Pattern("log", "a small argument flushes to zero, and its logarithm is −inf", True, _logs),
     Pattern("wide-sum", "a sum overflows before it is divided by a count", True, _wide_sums),
+    Pattern("scale-up", "a large factor lifts ordinary numbers beyond 65,504", True, _scale_ups),
     Pattern("shape-arithmetic", "positions, sizes and indices are exact only to 2,048", True, shape_arithmetic),
     Pattern("mask-sum", "scores plus a large negative mask lose their bits, or overflow", True, mask_sums),
     Pattern("softmax-attention", "attention scores lose their low bits when they are large", False, _softmax_attention),

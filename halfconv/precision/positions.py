@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from halfconv.graph.names import subgraphs
 from halfconv.graph.typegroups import is_float, is_weight
 from halfconv.precision.cost import EXACT_OPS
 from halfconv.precision.flow import backward, inputs_of, op
@@ -46,9 +47,13 @@ def shape_arithmetic(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         kind = op(node)
         if node in counted:
             yield Match((node,), node, "it computes with positions or sizes, exact in half only to 2,048")
-        if kind == "Cast" and is_float(node.inputs[0]) and _is_integer(node.outputs[0]):
+        if kind == "Cast" and is_float(node.inputs[0]) and _is_whole(node.outputs[0]):
             path = backward(inputs_of(node), lambda n: op(n) in ARITHMETIC | EXACT_OPS, limit=40)
-            yield Match((node, *path), node, "it becomes an integer, which half precision would change")
+            what = "a truth value" if node.outputs[0].dtype == ir.DataType.BOOL else "an integer"
+            yield Match((node, *path), node, f"it becomes {what}, which half precision would change")
+        elif kind in ("Loop", "Scan"):
+            for update in _accumulators(node):
+                yield Match((node, update), update, "it adds up over iterations, and half stops counting at 2,048")
         elif kind in ROUNDING:
             path = backward(inputs_of(node), lambda n: op(n) in ARITHMETIC | EXACT_OPS, limit=12)
             yield Match((node, *path), node, f"{kind} turns a rounding error into a whole step")
@@ -68,6 +73,27 @@ def shape_arithmetic(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         ):
             path = backward(inputs_of(node), lambda n: n in from_integers, limit=12)
             yield Match((node, *path), node, "it compares whole numbers")
+
+
+def _is_whole(value: ir.Value) -> bool:
+    return _is_integer(value) or value.dtype == ir.DataType.BOOL
+
+
+def _accumulators(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield what updates a carried value of a loop by adding to it or multiplying it."""
+    for _, body in subgraphs(node):
+        carried = set(body.inputs)
+        for result in body.outputs:
+            update = result.producer()
+            if is_float(result) and update is not None and op(update) in ("Add", "Mul", "Sub", "Sum"):
+                if any(value in carried and _carries(node, body, value, result) for value in inputs_of(update)):
+                    yield update
+
+
+def _carries(node: ir.Node, body: ir.Graph, value: ir.Value, result: ir.Value) -> bool:
+    """Tell whether a body's result becomes this input of it in the next iteration."""
+    shift = 1 if op(node) == "Loop" else 0
+    return list(body.inputs).index(value) == list(body.outputs).index(result) + shift
 
 
 def _taints(nodes: Sequence[ir.Node]) -> tuple[set[ir.Node], set[ir.Node]]:

@@ -97,6 +97,7 @@ class RewritePass(ir.passes.InPlacePass):
             else:
                 self._cast(value, places, model.graph)
         self._drop_casts(model.graph)
+        self._name_nodes(model)
         changed = attributes or any(self.half) or bool(self.stats.casts or self.stats.dropped_casts)
         return ir.passes.PassResult(model, modified=changed)
 
@@ -219,6 +220,15 @@ class RewritePass(ir.passes.InPlacePass):
             )
         graph.register_initializer(copy)
         self._redirect(moved, copy)
+
+    def _name_nodes(self, model: ir.Model) -> None:
+        """Give nodes that share a name names of their own: ONNX Runtime refuses the model otherwise."""
+        for graph in model.graphs():
+            seen: set[str] = set()
+            for node in graph:
+                if node.name and node.name in seen:
+                    node.name = self._unique(f"{node.name}_2")
+                seen.add(node.name or "")
 
     def _drop_casts(self, main: ir.Graph) -> None:
         """Remove the model's own Casts that now change nothing."""
