@@ -1,6 +1,5 @@
 """The conversion benchmark runs, judges right, and its committed results have the form that other tools read."""
 
-import importlib.util
 import json
 import math
 import re
@@ -74,9 +73,7 @@ def check_row(row, runs, slow):
 
 def test_bench_converts_a_tiny_model(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(models, "CACHE", tmp_path)
-    who = ["onnxconverter-common"]
-    if importlib.util.find_spec("halfconv.pipeline"):
-        who.append("halfconv")
+    who = ["halfconv", "onnxconverter-common"]
     picked = [word for name in who for word in ("--who", name)]
     target = tmp_path / "out.json"
     assert convert.main(["--case", "bert_tiny", *picked, "--runs", "1", "--here", "--json", str(target)]) == 0
@@ -87,9 +84,8 @@ def test_bench_converts_a_tiny_model(tmp_path, capsys, monkeypatch):
     assert all(row["bytes_out"] < 0.8 * row["bytes_in"] for row in rows.values())
     table = capsys.readouterr().out
     assert all(name in table for name in (*who, "bert_tiny", "FP32 nodes"))
-    if "halfconv" in who:
-        ours = rows["halfconv"]
-        assert ours["checker"] and ours["loads"] and ours["runs"] and ours["io_kept"]
+    ours = rows["halfconv"]
+    assert ours["checker"] and ours["loads"] and ours["runs"] and ours["io_kept"]
 
 
 def test_tool_that_fails_gets_a_row(tmp_path, monkeypatch):
