@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from halfconv.graph.schema import Signature
 
-__all__ = ["Support", "support", "table_source"]
+__all__ = ["Support", "combining", "support", "table_source"]
 
 #: Operators that the CPU provider cannot run in half: without a kernel, and without an input that it could cast.
 NO_CPU_HALF = frozenset({"RandomNormal", "RandomUniform"})
@@ -49,6 +49,17 @@ def _table() -> tuple[str, dict[str, list[Entry]]]:
 def table_source() -> str:
     """Return the package and version whose kernels the table lists."""
     return _table()[0]
+
+
+def combining(node: ir.Node) -> str:
+    """Return why a scattering node cannot be half; "" if it can.
+
+    ONNX Runtime's CPU provider accepts half for the scatter operators and then refuses at run time to combine elements.
+    """
+    if node.domain or node.op_type not in ("ScatterElements", "ScatterND"):
+        return ""
+    reduction = node.attributes.get_string("reduction", "none")
+    return "" if reduction == "none" else f"ONNX Runtime's CPU provider cannot '{reduction}' halves in {node.op_type}"
 
 
 def support(domain: str, op_type: str, signature: Signature, variables: frozenset[str], to: ir.DataType) -> Support:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from halfconv.graph.kernels import support
+from halfconv.graph.kernels import combining, support
 from halfconv.graph.names import Names, subgraphs
 from halfconv.graph.schema import Signature, signature
 
@@ -154,6 +154,8 @@ class _Builder:
     def _slots(self, node: ir.Node, found: Signature | None) -> Iterator[tuple[str, ir.Value | None]]:
         for side, index in _positions(node):
             value = node.inputs[index] if side == "in" else node.outputs[index]
+            if side == "out" and not node.outputs[index].name:
+                value = None  # an optional output that is left out
             if found is None:
                 yield "?", value
             else:
@@ -198,6 +200,9 @@ class _Builder:
             )
         free = variables - barred
         if not free or node.op_type in ("If", "Loop", "Scan"):
+            return
+        if fixed := combining(node):
+            force_all(fixed, "kernel")
             return
         able = support(node.domain, node.op_type, found, variables, self.to)
         if able.missing:

@@ -139,6 +139,7 @@ def _cut(groups: TypeGroups, verdicts: Mapping[int, Verdict]) -> list[bool]:
         else:
             as_half[group], as_float[group] = math.inf, 0.0
     readers: dict[ir.Value, set[int]] = defaultdict(set)
+    results: dict[ir.Value, set[int]] = defaultdict(set)
     for (node, index), group in groups.read.items():
         value = node.inputs[index]
         if value in groups.produced:
@@ -146,14 +147,16 @@ def _cut(groups: TypeGroups, verdicts: Mapping[int, Verdict]) -> list[bool]:
             readers[value].add(group)
     for (graph, index), group in groups.returned.items():
         value = graph.outputs[index]
-        if value in groups.produced and group not in border:
-            readers[value].add(group)
+        if value in groups.produced:
+            (results if group in border else readers)[value].add(group)
     casts = []
     for value, reading in readers.items():
         producer = groups.produced[value]
         if producer not in border and reading != {producer}:  # a Cast at the model's border is nobody's choice
             casts.append(CastCost(producer, tuple(sorted(reading)), cast_time(value), cast_time(value)))
     half = minimum_cut(as_half, as_float, casts)
+    for value, reading in results.items():
+        readers[value] |= reading
     _leave_movers(groups, verdicts, half, readers)
     return half
 

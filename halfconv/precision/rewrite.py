@@ -15,6 +15,8 @@ from halfconv.precision.weights import half_tensor
 
 __all__ = ["RewritePass", "RewriteStats", "cast_ids"]
 
+#: Opset for the Casts of a model that imports none of ONNX's own operators.
+CAST_OPSET = 13
 #: Endings of the names of values that rewriting adds.
 SUFFIX = {ir.DataType.FLOAT: "_fp32", ir.DataType.FLOAT16: "_fp16", ir.DataType.BFLOAT16: "_bf16"}
 
@@ -96,6 +98,8 @@ class RewritePass(ir.passes.InPlacePass):
                 self._store(value, places, model.graph)
             else:
                 self._cast(value, places, model.graph)
+        if self.stats.casts:
+            model.opset_imports.setdefault("", CAST_OPSET)
         self._drop_casts(model.graph)
         self._name_nodes(model)
         changed = attributes or any(self.half) or bool(self.stats.casts or self.stats.dropped_casts)
