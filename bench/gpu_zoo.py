@@ -101,9 +101,10 @@ def run(folder: Path, out: Path) -> None:
 
     import onnxruntime
 
-    card = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    if shutil.which(query[0]) is None:
+        sys.exit("no NVIDIA driver here; try: `run` on a machine with a GPU")
+    card = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     rows = []
     for file in sorted(folder.glob("*/*.onnx")):
         command = [sys.executable, __file__, "one", str(file)]
