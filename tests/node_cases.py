@@ -36,6 +36,11 @@ class NodeCase:
         return self._ops[0]
 
     @property
+    def holds_sequences(self) -> bool:
+        """A sequence or an optional value is at the interface."""
+        return any(isinstance(value, list) or value is None for data in self.feeds for value in data.values())
+
+    @property
     def alone(self) -> bool:
         """The model is one node."""
         return len(self._ops) == 1

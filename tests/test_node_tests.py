@@ -176,7 +176,11 @@ def _runs_in_float(case: NodeCase, path: str) -> bool:
 
 
 def _single(converted: Converted, ops: list[str]) -> list[NodeCase]:
-    return [case for case in converted.cases if case.op in ops and case.alone and case.name in converted.files]
+    return [
+        case
+        for case in converted.cases
+        if case.op in ops and case.alone and case.name in converted.files and not case.holds_sequences
+    ]
 
 
 def test_common_operators_run_in_half_where_the_interface_is_half(halved: Converted) -> None:
