@@ -121,13 +121,13 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str) -> C
     notes = []
     if levels != LEVELS:
         notes.append(f"loaded without optimisation, because the weights are over {BIG_BYTES / 1e9:g} GB")
-    error = version = ""
+    problem = version = ""
     for level in levels:
-        error, version = _load(path, level, provider)
-        if not error:
+        problem, version = _load(path, level, provider)
+        if not problem:
             return CheckResult(True, True, level, provider, version, tuple(notes))
-        notes.append(f"ONNX Runtime fails at {level}: {error}")
-    raise CheckFailed(f"the converted model loads at no optimisation level: {error}", "--block-op on the operator it names")
+        notes.append(f"ONNX Runtime fails at {level}: {problem}")
+    raise CheckFailed(f"the converted model loads at no optimisation level: {problem}", "--block-op on the operator it names")
 
 
 def _check_interface(path: Path, promised: Promise) -> None:

@@ -28,19 +28,18 @@ Command = Callable[..., Any]
 
 def _rule_options(command: Command) -> Command:
     """Add the options that decide precision, which `convert` and `inspect` share."""
-    many = {"multiple": True}
     options = (
         click.option("--to", type=click.Choice(["fp16"]), default="fp16", show_default=True, help="Half-precision format."),
         click.option("--target", type=click.Choice(TARGETS), default="portable", show_default=True,
                      help="Where the model will run; 'portable' uses standard ONNX operators only."),
-        click.option("--block-op", **many, metavar="OP", help="Keep this operator in FP32."),
-        click.option("--block-node", **many, metavar="REGEX", help="Keep nodes in FP32 whose whole id matches."),
-        click.option("--block-scope", **many, metavar="PREFIX", help="Keep a part of the model in FP32, by name prefix."),
-        click.option("--block-pattern", **many, metavar="NAME",
+        click.option("--block-op", multiple=True, metavar="OP", help="Keep this operator in FP32."),
+        click.option("--block-node", multiple=True, metavar="REGEX", help="Keep nodes in FP32 whose whole id matches."),
+        click.option("--block-scope", multiple=True, metavar="PREFIX", help="Keep a part of the model in FP32, by name prefix."),
+        click.option("--block-pattern", multiple=True, metavar="NAME",
                      help="Keep a pattern in FP32: norm, exp-sum, small-epsilon, log, wide-sum, scale-up, shape-arithmetic, "
                           "mask-sum, softmax-attention."),
-        click.option("--allow-op", **many, metavar="OP", help="Force this operator to half, against the block list."),
-        click.option("--allow-node", **many, metavar="REGEX", help="Force nodes to half, against the block list."),
+        click.option("--allow-op", multiple=True, metavar="OP", help="Force this operator to half, against the block list."),
+        click.option("--allow-node", multiple=True, metavar="REGEX", help="Force nodes to half, against the block list."),
         click.option("--block-list", type=click.Choice(["default", "none", "onnxconverter-common"]), default="default",
                      show_default=True, help="The list of operators that stay FP32 unless you say otherwise."),
         click.option("--fuse/--no-fuse", default=True, show_default=True, help="Fuse decomposed norms first."),
@@ -57,9 +56,15 @@ def _json_option(command: Command) -> Command:
 def _rules(options: dict[str, Any]) -> Rules:
     from halfconv.precision.rules import Rules
 
-    names = ("op", "node", "scope", "pattern")
-    blocks = (tuple(options[f"block_{name}"]) for name in names)
-    return Rules(*blocks, tuple(options["allow_op"]), tuple(options["allow_node"]), options["block_list"])
+    return Rules(
+        block_ops=options["block_op"],
+        block_nodes=options["block_node"],
+        block_scopes=options["block_scope"],
+        block_patterns=options["block_pattern"],
+        allow_ops=options["allow_op"],
+        allow_nodes=options["allow_node"],
+        block_list=options["block_list"],
+    )
 
 
 class _Group(click.Group):
@@ -103,18 +108,45 @@ def inspect(model: Path, to: str, target: str, fuse: bool, as_json: bool, **opti
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file.  [default: MODEL.fp16.onnx beside MODEL]")
 @_rule_options
-@click.option("--half-io", is_flag=False, flag_value="*", multiple=True, metavar="[NAME,…]",
-              help="Make inputs and outputs half: all, or those named with --half-io=NAME,…")
-@click.option("--keep-io", is_flag=False, flag_value="*", multiple=True, metavar="[NAME,…]",
-              help="Keep inputs and outputs in FP32 (the default), or those named with --keep-io=NAME,… beside --half-io.")
+@click.option(
+    "--half-io",
+    is_flag=False,
+    flag_value="*",
+    multiple=True,
+    metavar="[NAME,…]",
+    help="Make inputs and outputs half: all, or those named with --half-io=NAME,…",
+)
+@click.option(
+    "--keep-io",
+    is_flag=False,
+    flag_value="*",
+    multiple=True,
+    metavar="[NAME,…]",
+    help="Keep inputs and outputs in FP32 (the default), or those named with --keep-io=NAME,… beside --half-io.",
+)
 @click.option("--check/--no-check", default=True, show_default=True, help="Check the result before it is put in place.")
-@click.option("--external-data", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
-              help="Store weights beside the model; 'auto' does so beyond 2 GB.")
+@click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Store weights beside the model; 'auto' does so beyond 2 GB.",
+)
 @click.option("--save-plan", type=click.Path(path_type=Path), help="Write the precision plan as JSON.")
 @_json_option
 def convert(
-    model: Path, output: Path | None, to: str, target: str, fuse: bool, half_io: tuple[str, ...], keep_io: tuple[str, ...],
-    check: bool, external_data: str, save_plan: Path | None, as_json: bool, **options: Any,
+    model: Path,
+    output: Path | None,
+    to: str,
+    target: str,
+    fuse: bool,
+    half_io: tuple[str, ...],
+    keep_io: tuple[str, ...],
+    check: bool,
+    external_data: str,
+    save_plan: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Convert MODEL to half precision."""
     from halfconv.pipeline import convert as run

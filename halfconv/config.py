@@ -46,9 +46,7 @@ def find_options(start: Path, known: Mapping[str, frozenset[str]]) -> dict[str, 
     return {}
 
 
-def _split(
-    table: Mapping[str, Any], known: Mapping[str, frozenset[str]], file: Path
-) -> dict[str, dict[str, Any]]:
+def _split(table: Mapping[str, Any], known: Mapping[str, frozenset[str]], file: Path) -> dict[str, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {command: {} for command in known}
     for key, value in table.items():
         name = key.replace("-", "_")

@@ -142,11 +142,7 @@ def inspect(
     for known in planned.weights.values():
         stats = known.stats
         if stats.saturated or stats.flushed or stats.nonfinite:
-            odd.append(
-                OddWeight(
-                    known.id, stats.size, stats.absmax, stats.saturated, stats.flushed, stats.nonfinite, stats.rel_l2
-                )
-            )
+            odd.append(OddWeight(known.id, stats.size, stats.absmax, stats.saturated, stats.flushed, stats.nonfinite, stats.rel_l2))
     return InspectReport(
         model=source.path,
         sha256=source.sha256,

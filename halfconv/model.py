@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from onnx import TensorProto
 
 from halfconv.errors import InputError, UnsupportedModel
@@ -143,8 +143,7 @@ def _read(file: Path) -> bytes:
 def _check_versions(proto: onnx.ModelProto, file: Path) -> None:
     if proto.ir_version > onnx.IR_VERSION:
         raise UnsupportedModel(
-            f"{file}: IR version {proto.ir_version}, newer than {onnx.IR_VERSION}, the newest that onnx "
-            f"{onnx.__version__} knows",
+            f"{file}: IR version {proto.ir_version}, newer than {onnx.IR_VERSION}, the newest that onnx {onnx.__version__} knows",
             "pip install -U onnx",
         )
     imports = {entry.domain or "": entry.version for entry in proto.opset_import}
@@ -229,8 +228,7 @@ def _check_tensor(tensor: TensorProto, file: Path, external: set[Path]) -> None:
     elif tensor.HasField("raw_data"):
         if len(tensor.raw_data) != needed:
             raise InputError(
-                f"{label} declares {list(tensor.dims)} of {dtype.name}, {needed:,} bytes, but holds "
-                f"{len(tensor.raw_data):,}",
+                f"{label} declares {list(tensor.dims)} of {dtype.name}, {needed:,} bytes, but holds {len(tensor.raw_data):,}",
                 "export or download it again",
             )
     else:
@@ -248,10 +246,8 @@ def _check_external(tensor: TensorProto, needed: int, label: str, file: Path) ->
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     except ValueError:
         raise InputError(f"{label}: external offset or length is no number", "export it again") from None
-    target = folder / location
-    if not location or "\0" in location or Path(location).is_absolute() or not target.resolve().is_relative_to(
-        folder.resolve()
-    ):
+    target: Path = folder / location
+    if not location or "\0" in location or Path(location).is_absolute() or not target.resolve().is_relative_to(folder.resolve()):
         raise InputError(
             f"{label}: its data file '{location}' lies outside the model's folder {folder}",
             "copy the data file beside the model",

@@ -248,9 +248,7 @@ def plan_model(
             names, groups, assignment, source_sha256=source.sha256, structure=structure, to=to, target=target,
             options=options, dtype=dtype,
         )  # fmt: skip
-    return Planned(
-        source, prepared, names, groups, weights, assignment, plan, dtype, half_inputs, half_outputs, clock.seconds
-    )
+    return Planned(source, prepared, names, groups, weights, assignment, plan, dtype, half_inputs, half_outputs, clock.seconds)
 
 
 def convert(
@@ -313,7 +311,12 @@ def convert(
     if check:
         require_runtime()
     rules = Rules(
-        *(tuple(rule) for rule in (block_ops, block_nodes, block_scopes, block_patterns, allow_ops, allow_nodes)),
+        block_ops=tuple(block_ops),
+        block_nodes=tuple(block_nodes),
+        block_scopes=tuple(block_scopes),
+        block_patterns=tuple(block_patterns),
+        allow_ops=tuple(allow_ops),
+        allow_nodes=tuple(allow_nodes),
         block_list=block_list,
     )
     planned = plan_model(
@@ -338,9 +341,7 @@ def convert(
     nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(ir_model.graph))
     with (
         clock.stage("write"),
-        written_model(
-            ir_model, target_path, types=types, annotated=source.annotated, external_data=external_data
-        ) as written,
+        written_model(ir_model, target_path, types=types, annotated=source.annotated, external_data=external_data) as written,
     ):
         if check:
             with clock.stage("check"):
@@ -358,9 +359,7 @@ def convert(
         opset=ir_model.opset_imports.get("", 0),
         nodes=nodes,
         values={"half": planned.plan.half, "float": planned.plan.float},
-        weights={
-            "half": len(stats.half_weights), "float": len(stats.float_weights), "both": len(stats.both_weights)
-        },
+        weights={"half": len(stats.half_weights), "float": len(stats.float_weights), "both": len(stats.both_weights)},
         casts=stats.casts,
         bytes_before=source.bytes,
         bytes_after=_size(target_path, ir_model),
@@ -386,7 +385,8 @@ def _half_borders(
         for name in sorted(wanted):
             if name not in known:
                 raise UsageError(
-                    f"{option}={name}: the model has no input or output of that name", "one of " + ", ".join(sorted(known))
+                    f"{option}={name}: the model has no input or output of that name",
+                    "one of " + ", ".join(sorted(known)),
                 )
             if name not in floats[0] | floats[1] and option == "--half-io":
                 raise UsageError(f"{option}={name}: its type is not FP32", "one of " + ", ".join(sorted(floats[0] | floats[1])))
@@ -465,4 +465,3 @@ def _size(path: Path, model: ir.Model) -> int:
         if isinstance(tensor := value.const_value, ir.ExternalTensor) and Path(tensor.path).parent == path.absolute().parent
     }
     return path.stat().st_size + sum(file.stat().st_size for file in data if file.exists())
-

@@ -88,9 +88,7 @@ def written_model(
     try:
         size = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value is not None)
         if external_data == "never" and size > INLINE_LIMIT:
-            raise UsageError(
-                f"{size:,} bytes of weights do not fit one .onnx file (2 GB)", "--external-data auto"
-            )
+            raise UsageError(f"{size:,} bytes of weights do not fit one .onnx file (2 GB)", "--external-data auto")
         if external_data == "always" or size > INLINE_LIMIT:
             made += _write_data(model, output, folder, mark)
         proto = ir.to_proto(model)
@@ -181,6 +179,4 @@ def atomic_text(path: Path, text: str) -> None:
 
 
 def _disk_problem(error: OSError, folder: Path) -> HalfconvError:
-    return EnvironmentProblem(
-        f"cannot write in {folder}: {error.strerror or error}", "free space there, or another -o"
-    )
+    return EnvironmentProblem(f"cannot write in {folder}: {error.strerror or error}", "free space there, or another -o")

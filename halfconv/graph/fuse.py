@@ -42,8 +42,11 @@ def _mean_over_last(node: ir.Node) -> bool:
     value = node.inputs[0]
     rank = value.shape.rank() if value is not None and value.shape is not None else None
     axes = _axes(node)
-    return axes is not None and len(axes) == 1 and (axes[0] == -1 or (rank is not None and axes[0] == rank - 1)) and (
-        node.attributes.get_int("keepdims", 1) == 1
+    return (
+        axes is not None
+        and len(axes) == 1
+        and (axes[0] == -1 or (rank is not None and axes[0] == rank - 1))
+        and (node.attributes.get_int("keepdims", 1) == 1)
     )
 
 
@@ -71,9 +74,7 @@ class FuseLayerNormPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(found))
 
     @staticmethod
-    def _replace(
-        nodes: list[ir.Node], x: ir.Value, scale: ir.Value, bias: ir.Value, epsilon: float, output: ir.Value
-    ) -> None:
+    def _replace(nodes: list[ir.Node], x: ir.Value, scale: ir.Value, bias: ir.Value, epsilon: float, output: ir.Value) -> None:
         last = nodes[-1]
         norm = ir.node(
             "LayerNormalization",

@@ -50,7 +50,6 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
     try:
         if model.functions:
             common.InlinePass()(model)
-            common.RemoveUnusedFunctionsPass()(model)
             model.functions.clear()
     except Exception as error:
         raise UnsupportedModel(
@@ -192,7 +191,7 @@ class InferTypesPass(ir.passes.InPlacePass):
             return _from_body(node, index) or known
         if node.op_type == "OptionalGetElement" and node.inputs[0] is not None:
             held = node.inputs[0].type
-            return held.elem_type if isinstance(held, ir.OptionalType) else held  # type: ignore[return-value]
+            return held.elem_type if isinstance(held, ir.OptionalType) else held
         if known is not None:
             return bound if isinstance(bound, (ir.SequenceType, ir.OptionalType)) else known
         if bound is not None:

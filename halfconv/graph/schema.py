@@ -109,7 +109,7 @@ def signature(domain: str, op_type: str, version: int | None) -> Signature | Non
             tuple(_Formal(p.type_str, p.option == variadic, p.is_homogeneous) for p in side)
             for side in (schema.inputs, schema.outputs)
         ]
-        is_function = bool(schema.has_function or schema.has_context_dependent_function)
+        is_function = bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]  # missing in onnx's stubs
         return _reduced(schema.since_version, is_function, formals, constraints)
     found = _runtime_schemas().get((domain, op_type))
     if found is None:

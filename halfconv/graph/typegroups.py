@@ -195,9 +195,7 @@ class _Builder:
             barred |= variables
         for variable in barred:
             where = variable.partition("@")[0]
-            self.force(
-                (node, variable), f"{label}-{found.since} does not allow {self.to.name} for {where}", "schema", node
-            )
+            self.force((node, variable), f"{label}-{found.since} does not allow {self.to.name} for {where}", "schema", node)
         free = variables - barred
         if not free or node.op_type in ("If", "Loop", "Scan"):
             return

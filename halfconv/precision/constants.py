@@ -71,16 +71,14 @@ def weight_stats(names: Names, groups: TypeGroups, to: ir.DataType) -> dict[ir.V
     return {v: WeightStats(v, names.value[v], stats) for v, stats in zip(read, figures, strict=True)}
 
 
-def constant_ranges(
-    names: Names, groups: TypeGroups, weights: dict[ir.Value, WeightStats], to: ir.DataType
-) -> Iterator[Match]:
+def constant_ranges(names: Names, groups: TypeGroups, weights: dict[ir.Value, WeightStats], to: ir.DataType) -> Iterator[Match]:
     """Yield the nodes that must be FP32 because of a constant that half precision cannot hold.
 
     A constant beyond half's range may saturate where it is only a bound (Clip, Max, Min), or where it is selected and then used
     by operators that give the same answer (a mask before a Softmax); elsewhere it matters.
     """
     limit = HALF_MAX[to]
-    for (node, index), _ in groups.read.items():
+    for node, index in groups.read:
         value = node.inputs[index]
         if value is None or value not in weights or not is_weight(value):
             continue

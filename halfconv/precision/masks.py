@@ -77,7 +77,7 @@ def mask_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         sums = [n for n in path if op(n) in SUMS and _masks(n, tainted)]
         if not sums:
             continue
-        after = set(forward(sums, lambda n: n in path or n is softmax, limit=60))
+        after = set(forward(sums, {*path, softmax}.__contains__, limit=60))
         kept = [n for n in path if n in sums or n in after]
         # What makes the mask belongs to it: a constant that saturates before the sum would change the sum.
         for node in sums:
@@ -116,5 +116,3 @@ def sinks(node: ir.Node) -> tuple[list[ir.Node], list[ir.Node], bool]:
                 if use.node not in passed:
                     uses[use.node] = None
     return passed, list(uses), leaves
-
-

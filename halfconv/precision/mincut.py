@@ -38,9 +38,7 @@ class CastCost:
     to_half: float
 
 
-def cut_cost(
-    half: Sequence[bool], as_half: Sequence[float], as_float: Sequence[float], casts: Sequence[CastCost]
-) -> float:
+def cut_cost(half: Sequence[bool], as_half: Sequence[float], as_float: Sequence[float], casts: Sequence[CastCost]) -> float:
     """Return the cost of an assignment: what `minimum_cut` minimises."""
     total = sum(h if is_half else f for is_half, h, f in zip(half, as_half, as_float, strict=True))
     for cast in casts:

@@ -108,9 +108,7 @@ def _forced(why: Forced) -> Verdict:
     return Verdict(False, Strength.IMPOSSIBLE, why.reason, why.rule, why.node, why.op)
 
 
-def _borders(
-    model: ir.Model, groups: TypeGroups, half_inputs: frozenset[str], half_outputs: frozenset[str]
-) -> dict[int, Verdict]:
+def _borders(model: ir.Model, groups: TypeGroups, half_inputs: frozenset[str], half_outputs: frozenset[str]) -> dict[int, Verdict]:
     """Fix the types of the model's inputs and outputs."""
     found = {}
     sides = [("input", value, groups.produced.get(value), half_inputs) for value in model.graph.inputs]
@@ -191,10 +189,9 @@ def _is_useful(groups: TypeGroups, group: int) -> bool:
     for node in groups.nodes.get(group, ()):
         if node.domain or node.op_type not in EXACT_OPS:
             return True
-        for index, value in enumerate(node.inputs):
-            if value is not None and (node, index) in groups.read and is_weight(value) and value.const_value is not None:
-                if value.const_value.size > WORTH_STORING:
-                    return True
+        weights = [v for i, v in enumerate(node.inputs) if v is not None and (node, i) in groups.read and is_weight(v)]
+        if any(v.const_value is not None and v.const_value.size > WORTH_STORING for v in weights):
+            return True
     return False
 
 
@@ -219,12 +216,18 @@ def build_plan(
             continue
         verdict = assignment.verdicts.get(group)
         if verdict is None:
-            owner = (groups.nodes.get(group) or [None])[0]
-            node, op = (names.node[owner], owner.op_type) if owner is not None else ("", "")
+            owners = groups.nodes.get(group)
+            node, op = (names.node[owners[0]], owners[0].op_type) if owners else ("", "")
             verdict = Verdict(False, Strength.MIN_CUT, "its neighbours are FP32: half would only add Casts", "min-cut", node, op)
         values.append(
             PlannedValue(
-                names.value[value], "float", verdict.reason, verdict.rule, verdict.node, verdict.op, dict(verdict.figures)
+                names.value[value],
+                "float",
+                verdict.reason,
+                verdict.rule,
+                verdict.node,
+                verdict.op,
+                dict(verdict.figures),
             )
         )
     return PrecisionPlan(

@@ -85,9 +85,10 @@ def _accumulators(node: ir.Node) -> Iterator[ir.Node]:
         carried = set(body.inputs)
         for result in body.outputs:
             update = result.producer()
-            if is_float(result) and update is not None and op(update) in ("Add", "Mul", "Sub", "Sum"):
-                if any(value in carried and _carries(node, body, value, result) for value in inputs_of(update)):
-                    yield update
+            if update is None or not is_float(result) or op(update) not in ("Add", "Mul", "Sub", "Sum"):
+                continue
+            if any(value in carried and _carries(node, body, value, result) for value in inputs_of(update)):
+                yield update
 
 
 def _carries(node: ir.Node, body: ir.Graph, value: ir.Value, result: ir.Value) -> bool:

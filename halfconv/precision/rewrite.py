@@ -220,7 +220,7 @@ class RewritePass(ir.passes.InPlacePass):
             value.dtype = self.to
             value.const_value = half_tensor(tensor, self.to, name)
             copy.const_value = ir.LazyTensor(
-                lambda: ir.Tensor(tensor.numpy(), name=new), dtype=dtype, shape=ir.Shape(tensor.shape), name=new
+                lambda: ir.Tensor(tensor.numpy(), name=new), dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=new
             )
         graph.register_initializer(copy)
         self._redirect(moved, copy)

@@ -100,7 +100,8 @@ class Rules:
                     re.compile(expression)
                 except re.error as error:
                     raise UsageError(
-                        f"{option} {expression!r}: not a regular expression ({error})", "escape special characters with \\"
+                        f"{option} {expression!r}: not a regular expression ({error})",
+                        "escape special characters with \\",
                     ) from None
         known = [pattern.name for pattern in PATTERNS]
         for name in self.block_patterns:
@@ -137,7 +138,7 @@ def decisions(names: Names, rules: Rules) -> Iterator[Decision]:
     if rules.block_list != "none":
         why = dict(block_list(rules.block_list))
         for node in nodes:
-            if not node.domain and node.op_type in why or node.op_type in why and node.domain == "ai.onnx.ml":
+            if (not node.domain and node.op_type in why) or (node.op_type in why and node.domain == "ai.onnx.ml"):
                 reason = f"{node.op_type} {why[node.op_type]}"
                 yield Decision(node, False, Strength.BLOCK_LIST, reason, f"block-list:{node.op_type}", node)
     if rules.block_list == "default":
@@ -145,9 +146,7 @@ def decisions(names: Names, rules: Rules) -> Iterator[Decision]:
             if pattern.default and pattern.name not in rules.block_patterns:
                 for match in pattern.find(nodes):
                     for node in match.nodes:
-                        yield Decision(
-                            node, False, Strength.BLOCK_LIST, match.why, pattern.name, match.culprit, match.figures
-                        )
+                        yield Decision(node, False, Strength.BLOCK_LIST, match.why, pattern.name, match.culprit, match.figures)
 
 
 def _user(nodes: Sequence[ir.Node], names: Names, rules: Rules) -> Iterator[Decision]:

@@ -16,10 +16,14 @@ import onnx_ir as ir
 __all__ = ["HALF_MAX", "HALF_MIN_NORMAL", "RoundingStats", "half_tensor", "rounding_stats", "to_half"]
 
 _NUMPY = {ir.DataType.FLOAT16: np.dtype(np.float16), ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
-#: Largest finite number of each format.
-HALF_MAX = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)}
+#: Largest finite number of each format: (2 − 2⁻¹⁰)·2¹⁵ and (2 − 2⁻⁷)·2¹²⁷.
+HALF_MAX = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
 #: Smallest normal number of each format; below it precision is lost bit by bit.
 HALF_MIN_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
+#: Smallest subnormal number of each format.
+HALF_TINY = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133}
+#: From here on a finite number rounds to infinity: half an ulp beyond the largest.
+HALF_OVERFLOW = {ir.DataType.FLOAT16: 65520.0, ir.DataType.BFLOAT16: (2 - 2.0**-8) * 2.0**127}
 #: Elements looked at in one step, so that temporary memory stays small whatever the weight's size.
 CHUNK = 1 << 20
 
@@ -70,10 +74,10 @@ def to_half(array: np.ndarray, to: ir.DataType) -> np.ndarray:
 def half_tensor(tensor: ir.TensorProtocol, to: ir.DataType, name: str) -> ir.LazyTensor:
     """Return a tensor that is converted when it is written, and not kept."""
 
-    def convert() -> ir.Tensor:
+    def convert() -> ir.Tensor[np.ndarray]:
         return ir.Tensor(to_half(tensor.numpy(), to), dtype=to, name=name)
 
-    return ir.LazyTensor(convert, dtype=to, shape=ir.Shape(tensor.shape), name=name, cache=False)
+    return ir.LazyTensor(convert, dtype=to, shape=ir.Shape(tensor.shape.numpy()), name=name, cache=False)
 
 
 def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
@@ -81,7 +85,7 @@ def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
     flat = tensor.numpy().reshape(-1)
     saturated = flushed = nonfinite = lossy = 0
     absmax = error = energy = 0.0
-    tiny = float(ml_dtypes.finfo(_NUMPY[to]).smallest_subnormal) / 2
+    tiny = HALF_TINY[to] / 2
     for start in range(0, flat.size, CHUNK):
         part = flat[start : start + CHUNK]
         size = np.abs(part)
@@ -93,7 +97,7 @@ def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
             largest = float(size.max()) if size.size else 0.0
         absmax = max(absmax, largest)
         if largest >= HALF_MAX[to]:
-            fits = size < HALF_MAX[to] * (1 + float(ml_dtypes.finfo(_NUMPY[to]).eps) / 4)
+            fits = size < HALF_OVERFLOW[to]
             saturated += int(part.size - fits.sum())
             part, size = part[fits], size[fits]
         if not size.size:
