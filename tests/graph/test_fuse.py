@@ -1,0 +1,207 @@
+"""Fusing decomposed LayerNorms: what is one, and the near misses that are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from halfconv.graph.fuse import FuseLayerNormPass
+from halfconv.graph.names import Names
+from tests.graph import model, ops, prepared
+from tests.runtime_helpers import run
+
+WEIGHTS = "<float[4] g = {1, 2, 3, 4}, float[4] b = {0.5, 0.25, 0, 1}, float e = {1e-5}, float two = {2}>"
+BODY = (
+    "[mean] m = ReduceMean <axes = [-1]> (x)\n [sub] d = Sub(x, m)\n [pow] q = Pow(d, two)\n"
+    " [var] v = ReduceMean <axes = [-1]> (q)\n [eps] a = Add(v, e)\n [root] r = Sqrt(a)\n"
+    " [div] n = Div(d, r)\n [mul] s = Mul(n, g)\n [add] y = Add(s, b)"
+)
+X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+
+
+def norm(*changes: tuple[str, str], inputs: str = "float[2,3,4] x", outputs: str = "float[2,3,4] y", weights: str = WEIGHTS) -> str:
+    """Return the text of a LayerNorm with some parts exchanged."""
+    body = BODY
+    for old, new in changes:
+        assert old in body, old
+        body = body.replace(old, new)
+    return f"({inputs}) => ({outputs}) {weights} {{ {body} }}"
+
+
+def fused(graph: str, **options: object) -> bool:
+    return "LayerNormalization" in ops(prepared(graph, **options))
+
+
+def same_answer(graph: str, *, opset: int = 17) -> None:
+    """The fused model gives what the decomposed one gives."""
+    before, after = model(graph, opset=opset), prepared(graph, opset=opset)
+    want, got = (run(ir.to_proto(made), [{"x": X}]) for made in (before, after))
+    assert want.loads and got.loads, (want.failure, got.failure)
+    for name, value in want.outputs[0].items():
+        np.testing.assert_allclose(got.outputs[0][name], value, rtol=1e-4, atol=1e-5)
+
+
+# --- what is one ----------------------------------------------------------------------------------------------------
+
+
+TWICE = ("q = Pow(d, two)", "d2 = Sub(x, m)\n q = Pow(d2, two)")
+TWO_MEANS = ("q = Pow(d, two)", "m2 = ReduceMean <axes = [-1]> (x)\n d2 = Sub(x, m2)\n q = Pow(d2, two)")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        (("Pow(d, two)", "Mul(d, d)"),),
+        (("Add(v, e)", "Add(e, v)"),),
+        (("Mul(n, g)", "Mul(g, n)"), ("Add(s, b)", "Add(b, s)")),
+        (("[mean] m = ReduceMean <axes = [-1]>", "[mean] m = ReduceMean <axes = [2]>"),),
+        (TWICE,),
+        (TWO_MEANS,),
+    ],
+)
+def test_a_layer_norm_becomes_one_operator(changes: tuple[tuple[str, str], ...]) -> None:
+    graph = norm(*changes)
+    assert ops(prepared(graph)) == ["LayerNormalization"]
+    same_answer(graph)
+
+
+def test_the_operator_keeps_the_last_nodes_name_the_output_and_the_epsilon() -> None:
+    made = prepared(norm())
+    node = made.graph[0]
+    assert (node.name, node.outputs[0].name) == ("add", "y")
+    assert node.attributes.get_float("epsilon") == pytest.approx(1e-5)
+    assert [value.name for value in node.inputs if value is not None] == ["x", "g", "b"]
+    assert node.outputs[0].dtype == ir.DataType.FLOAT and Names.of(made).value[node.outputs[0]] == "y"
+
+
+def test_two_norms_are_two_operators() -> None:
+    second = BODY.replace(" x", " z").replace("(x", "(y").replace("[", "[_").replace("<axes = [_-1]>", "<axes = [-1]>")
+    for name in "mdqvarns":
+        second = second.replace(f" {name} =", f" {name}_ =").replace(f"({name})", f"({name}_)").replace(f"({name},", f"({name}_,")
+        second = second.replace(f", {name})", f", {name}_)")
+    second = second.replace(" y = Add", " y2 = Add")
+    graph = f"(float[2,3,4] x) => (float[2,3,4] y2) {WEIGHTS} {{ {BODY}\n {second} }}"
+    assert ops(prepared(graph)) == ["LayerNormalization"] * 2
+    same_answer(graph)
+
+
+def test_a_norm_inside_a_branch() -> None:
+    graph = (
+        f"(float[2,3,4] x, bool c) => (float[2,3,4] z) {WEIGHTS} {{ z = If(c) <then_branch = g1 () => (float[2,3,4] y)"
+        f" {{ {BODY} }}, else_branch = h () => (float[2,3,4] o) {{ o = Relu(x) }}> }}"
+    )
+    assert sorted(ops(prepared(graph))) == ["If", "LayerNormalization", "Relu"]
+
+
+def test_axes_as_an_input() -> None:
+    axes = "<int64[1] k = {-1}, " + WEIGHTS[1:]
+    changes = (
+        ("m = ReduceMean <axes = [-1]> (x)", "m = ReduceMean(x, k)"),
+        ("v = ReduceMean <axes = [-1]> (q)", "v = ReduceMean(q, k)"),
+    )
+    graph = norm(*changes, weights=axes)
+    assert fused(graph, opset=18)
+    same_answer(graph, opset=18)
+
+
+@pytest.mark.parametrize("opset,after,want", [(13, 17, True), (16, 17, True), (11, 11, False), (12, 12, False)])
+def test_the_opset_is_raised_where_that_is_safe(opset: int, after: int, want: bool) -> None:
+    made = prepared(norm(), opset=opset)
+    assert (made.opset_imports[""], "LayerNormalization" in ops(made)) == (after, want)
+
+
+def test_a_model_whose_opset_cannot_be_raised_keeps_its_norms() -> None:
+    roi = "(float[1,1,8,8] im, float[k,4] ro, int64[k] ri, float[2,3,4] x) => (float[2,3,4] y, float[k,1,1,1] z)"
+    graph = f"{roi} {WEIGHTS} {{ {BODY}\n z = RoiAlign(im, ro, ri) }}"
+    made = prepared(graph, opset=15)
+    assert made.opset_imports[""] == 15 and "Sqrt" in ops(made)
+
+
+def test_without_fusing_nothing_changes() -> None:
+    assert "Sqrt" in ops(prepared(norm(), fuse=False))
+
+
+# --- near misses ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "why,graph",
+    [
+        ("the mean is over another axis", norm(("m = ReduceMean <axes = [-1]>", "m = ReduceMean <axes = [1]>"))),
+        ("the variance is over another axis", norm(("v = ReduceMean <axes = [-1]>", "v = ReduceMean <axes = [1]>"))),
+        ("two axes", norm(("<axes = [-1]> (x)", "<axes = [-2, -1]> (x)"), ("<axes = [-1]> (q)", "<axes = [-2, -1]> (q)"))),
+        ("all axes", norm(("<axes = [-1]> (x)", "(x)"), ("<axes = [-1]> (q)", "(q)"))),
+        ("a negative axis that is not the last", norm(("m = ReduceMean <axes = [-1]>", "m = ReduceMean <axes = [-2]>"))),
+        ("a cube", norm(weights=WEIGHTS.replace("two = {2}", "two = {3}"))),
+        ("a product of different values", norm(("Pow(d, two)", "Mul(d, x)"))),
+        ("the mean of another input", norm(("(x)", "(z)"), inputs="float[2,3,4] x, float[2,3,4] z")),
+        ("the numerator of another input", norm(("q = Pow(d, two)", "d2 = Sub(z, m)\n q = Pow(d2, two)"),
+                                                inputs="float[2,3,4] x, float[2,3,4] z")),
+        ("an epsilon that is computed", norm(("Add(v, e)", "Add(v, f)"), inputs="float[2,3,4] x, float f")),
+        ("an epsilon for each element", norm(weights=WEIGHTS.replace("float e = {1e-5}", "float[4] e = {1e-5, 1e-5, 1e-5, 1e-5}"))),
+        ("the other way round", norm(("Div(d, r)", "Div(r, d)"))),
+        ("mean minus x", norm(("Sub(x, m)", "Sub(m, x)"))),
+        ("an input that is not centred", norm(("Pow(d, two)", "Pow(x, two)"))),
+        ("a scale that is computed", norm(("Mul(n, g)", "Mul(n, h)"), inputs="float[2,3,4] x, float[4] h")),
+        ("a bias that is computed", norm(("Add(s, b)", "Add(s, h)"), inputs="float[2,3,4] x, float[4] h")),
+        ("a scale of another axis", norm(weights=WEIGHTS.replace("float[4] g = {1, 2, 3, 4}", "float[3,1] g = {1, 2, 3}"))),
+        ("a scalar scale", norm(weights=WEIGHTS.replace("float[4] g = {1, 2, 3, 4}", "float g = {2}"))),
+        ("no bias", norm(("[add] y = Add(s, b)", "[id] y = Identity(s)"))),
+        ("a bias that is subtracted", norm(("Add(s, b)", "Sub(s, b)"))),
+        ("somebody reads the variance", norm(outputs="float[2,3,4] y, float[2,3,1] v")),
+        ("somebody reads x - mean", norm(("[div]", "z = Relu(d)\n [div]"), outputs="float[2,3,4] y, float[2,3,4] z")),
+        ("somebody reads the normalised value", norm(("[add]", "z = Relu(n)\n [add]"), outputs="float[2,3,4] y, float[2,3,4] z")),
+        ("somebody reads the scaled value", norm(outputs="float[2,3,4] y, float[2,3,4] s")),
+        ("somebody reads the mean", norm(outputs="float[2,3,4] y, float[2,3,1] m")),
+    ],
+    ids=lambda value: value if len(value) < 60 else "",
+)  # fmt: skip
+def test_a_near_miss_stays_as_it_is(why: str, graph: str) -> None:
+    made = model(graph)
+    onnx.checker.check_model(ir.to_proto(made))
+    assert not fused(graph), why
+
+
+@pytest.mark.parametrize(
+    "why,change",
+    [
+        ("no keepdims", ("v = ReduceMean <axes = [-1]>", "v = ReduceMean <axes = [-1], keepdims = 0>")),
+    ],
+)
+def test_a_mean_that_drops_its_axis_is_no_norm(why: str, change: tuple[str, str]) -> None:
+    assert not fused(norm(change, inputs="float[4,4,4] x", outputs="float[4,4,4] y")), why
+
+
+def test_a_norm_that_a_branch_reads_in_the_middle_stays() -> None:
+    graph = (
+        f"(float[2,3,4] x, bool c) => (float[2,3,4] y, float[2,3,1] z) {WEIGHTS} {{ {BODY}\n z = If(c) <then_branch = g1 () =>"
+        " (float[2,3,1] t) { t = Relu(v) }, else_branch = h () => (float[2,3,1] o) { o = Tanh(v) }> }"
+    )
+    assert not fused(graph)
+
+
+def test_an_output_named_like_something_else_keeps_its_readers() -> None:
+    graph = norm(outputs="float[2,3,4] y, float[2,3,4] z").replace("[add] y = Add(s, b)", "[add] y = Add(s, b)\n z = Relu(y)")
+    made = prepared(graph)
+    assert ops(made) == ["LayerNormalization", "Relu"]
+    same_answer(graph)
+
+
+def test_the_pass_counts_what_it_fuses() -> None:
+    made = model(norm())
+    fuse = FuseLayerNormPass()
+    fuse(made)
+    assert fuse.count in (0, 1)
+    assert fuse.count == ops(made).count("LayerNormalization")
+
+
+@pytest.mark.parametrize("kind", ["double", "float16"])
+def test_only_fp32_norms_are_fused(kind: str) -> None:
+    graph = norm().replace("float[", f"{kind}[").replace("float e", f"{kind} e").replace("float two", f"{kind} two")
+    if kind == "float16":
+        graph = graph.replace("{1, 2, 3, 4}", "{15360, 16384, 16896, 17408}").replace("{0.5, 0.25, 0, 1}", "{0, 0, 0, 0}")
+        graph = graph.replace("{1e-5}", "{168}").replace("{2}", "{16384}")
+    assert not fused(graph)

@@ -1,0 +1,77 @@
+"""Kernels: what the target can run in half."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from halfconv.graph.kernels import NO_CPU_HALF, Support, combining, support, table_source
+from halfconv.graph.schema import signature
+
+FP16, BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+
+
+def look(op: str, variables: str, *, opset: int = 17, to: ir.DataType = FP16, domain: str = "") -> Support:
+    found = signature(domain, op, opset)
+    assert found is not None
+    return support(domain, op, found, frozenset(variables.split()), to)
+
+
+def test_the_table_says_where_it_comes_from() -> None:
+    assert "onnxruntime-gpu" in table_source()
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Conv", "Add", "Softmax", "Relu", "Gemm"])
+def test_common_operators_have_a_half_kernel(op: str) -> None:
+    found = look(op, "T")
+    assert found.half == {"T"} and not found.missing
+
+
+@pytest.mark.parametrize("op,variable", [("EyeLike", "T2"), ("Range", "T")])
+def test_a_kernel_without_half_is_named(op: str, variable: str) -> None:
+    found = look(op, variable)
+    assert not found.half
+    assert op in found.missing and "FLOAT16" in found.missing and table_source() in found.missing
+
+
+def test_an_operator_without_any_kernel_is_named_with_its_version() -> None:
+    found = look("Det", "T")
+    assert not found.half and "no CUDA kernel for Det-" in found.missing
+
+
+def test_an_operator_without_a_kernel_but_with_a_definition_may_be_half() -> None:
+    found = look("MeanVarianceNormalization", "T")
+    assert found.half == {"T"} and not found.mixed
+
+
+def test_the_version_selects_the_kernel() -> None:
+    assert look("Clip", "T", opset=11).missing, "Clip-11 has no half kernel"
+    assert not look("Clip", "T", opset=12).missing
+
+
+def test_bfloat16_has_fewer_kernels() -> None:
+    assert not look("MaxPool", "T").missing
+    assert look("MaxPool", "T", to=BF16, opset=22).missing
+
+
+@pytest.mark.parametrize("op", sorted(NO_CPU_HALF))
+def test_what_the_cpu_cannot_make_in_half(op: str) -> None:
+    assert "CPU" in look(op, "T").missing
+
+
+@pytest.mark.parametrize(
+    "op,reduction,fixed",
+    [
+        ("ScatterND", None, False), ("ScatterND", "none", False), ("ScatterND", "add", True), ("ScatterElements", "max", True),
+        ("GatherND", None, False),
+    ],
+)  # fmt: skip
+def test_scattering_that_combines_is_not_for_half(op: str, reduction: str | None, fixed: bool) -> None:
+    node = ir.node(op, [], {"reduction": reduction} if reduction else {})
+    assert bool(combining(node)) is fixed
+    if fixed:
+        assert str(reduction) in combining(node) and op in combining(node)
+
+
+def test_a_foreign_operator_of_the_same_name_is_not_meant() -> None:
+    assert not combining(ir.node("ScatterND", [], {"reduction": "add"}, domain="my.domain"))
