@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -78,13 +79,14 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
     file = Path(path)
     raw = _read(file)
     try:
-        proto = onnx.ModelProto.FromString(raw)
+        proto = onnx.ModelProto()
+        proto.ParseFromString(memoryview(raw))
     except DecodeError:
         raise InputError(f"{file}: not an ONNX model (the bytes are no protobuf message)", "export it again") from None
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{file}: not an ONNX model (it holds no graph)", "the .onnx file that your exporter wrote")
     digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
-    del raw
+    raw.close()
     _check_versions(proto, file)
     for graph in _graphs(proto):
         _check_names(graph, file)
@@ -120,7 +122,7 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
     )
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path) -> mmap.mmap:
     try:
         if file.is_dir():
             raise InputError(f"{file}: is a directory, not a model file", "the .onnx file inside it")
@@ -131,7 +133,9 @@ def _read(file: Path) -> bytes:
             raise InputError(
                 f"{file}: {size:,} bytes, but an .onnx file cannot be larger than 2 GB", "export it with external data"
             )
-        return file.read_bytes()
+        # Mapped, so that the parser's copy of inline weights is the only one in memory.
+        with file.open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise InputError(f"{file}: no such file", "check the path") from None
     except PermissionError:

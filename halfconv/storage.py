@@ -85,12 +85,14 @@ def written_model(
     temporary = folder / f".{output.name}.{mark}.tmp.onnx"
     made = [temporary]
     stale = _data_files(output)
+    fresh: set[Path] = set()
     try:
         size = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value is not None)
         if external_data == "never" and size > INLINE_LIMIT:
             raise UsageError(f"{size:,} bytes of weights do not fit one .onnx file (2 GB)", "--external-data auto")
         if external_data == "always" or size > INLINE_LIMIT:
-            made += _write_data(model, output, folder, mark)
+            fresh = _write_data(model, output, folder, mark)
+            made += fresh
         proto = ir.to_proto(model)
         for graph in _graphs(proto.graph):
             noted = [value for value in graph.value_info if value.name in annotated]
@@ -103,12 +105,12 @@ def written_model(
             stream.write(proto.SerializeToString(deterministic=True))
             stream.flush()
             os.fsync(stream.fileno())
+        del proto  # it holds a second copy of inline weights, which a check should not have to live beside
         yield temporary
         if keep():
             temporary.replace(output)
             made.clear()
-            current = _data_files(output)
-            for data in stale - current:
+            for data in stale - fresh:
                 data.unlink(missing_ok=True)
     except OSError as error:
         raise _disk_problem(error, folder) from None
@@ -117,7 +119,7 @@ def written_model(
             path.unlink(missing_ok=True)
 
 
-def _write_data(model: ir.Model, output: Path, folder: Path, mark: str) -> list[Path]:
+def _write_data(model: ir.Model, output: Path, folder: Path, mark: str) -> set[Path]:
     """Write the weights beside the model, under a new name that no other run uses."""
     digest = hashlib.sha256(mark.encode())
     for graph in model.graphs():
@@ -130,24 +132,25 @@ def _write_data(model: ir.Model, output: Path, folder: Path, mark: str) -> list[
     except BaseException:
         (folder / name).unlink(missing_ok=True)
         raise
-    return [folder / name]
+    return {folder / name}
 
 
 def _data_files(output: Path) -> set[Path]:
     """Return the external data files, of this tool's naming, that an existing model at a path refers to."""
-    if not output.is_file():
+    pattern = re.compile(re.escape(output.stem) + r"\.[0-9a-f]{12}\.data")
+    folder = output.absolute().parent
+    if not output.is_file() or not any(pattern.fullmatch(entry.name) for entry in folder.iterdir()):
         return set()
     try:
         proto = onnx.load_model(output, load_external_data=False)
     except Exception:
         return set()  # what is replaced there is no model
     found = set()
-    pattern = re.compile(re.escape(output.stem) + r"\.[0-9a-f]{12}\.data")
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
             for entry in tensor.external_data:
                 if entry.key == "location" and pattern.fullmatch(entry.value):
-                    found.add(output.absolute().parent / entry.value)
+                    found.add(folder / entry.value)
     return found
 
 
