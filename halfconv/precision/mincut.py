@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 __all__ = ["CastCost", "cut_cost", "minimum_cut"]
 
@@ -92,14 +90,18 @@ def minimum_cut(as_half: Sequence[float], as_float: Sequence[float], casts: Sequ
             for reader in readers:
                 add(reader, size, math.inf)
             size += 1
-    if not edges:
-        return [True] * count
+    if not any(math.isinf(cost) for cost in as_half) and not any(as_half):
+        return [True] * count  # nothing pays for being half
     reaches_sink = _sink_side(edges, size, source, sink)
     return [not reaches_sink[group] for group in range(count)]
 
 
 def _sink_side(edges: dict[tuple[int, int], float], size: int, source: int, sink: int) -> np.ndarray:
     """Solve the flow and return, for each node, whether it can still reach the sink: the smallest sink side."""
+    # Here, because most small models need no cut, and scipy.sparse takes a third of a second to import.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
     finite = sum(cost for cost in edges.values() if not math.isinf(cost))
     scale = CAPACITY_LIMIT / finite if finite else 1.0
     # A positive cost must stay positive, or the optimum could lose an edge; the sum still fits (one unit per edge).
