@@ -69,8 +69,11 @@ class FuseLayerNormPass(ir.passes.InPlacePass):
         if not found or not lift(model, 17):
             return ir.passes.PassResult(model, modified=False)
         for match in found:
-            self._replace(*match)
-        self.count = len(found)
+            # Matched again: the input of this norm may be the output of one that was just replaced.
+            again = _match(next(node for node in match[0] if node.op_type == "Div"))
+            if again is not None:
+                self._replace(*again)
+                self.count += 1
         return ir.passes.PassResult(model, modified=bool(found))
 
     @staticmethod

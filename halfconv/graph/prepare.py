@@ -17,8 +17,9 @@ from halfconv.graph.fuse import FuseLayerNormPass
 from halfconv.graph.lift import LiftClipPass
 from halfconv.graph.names import subgraphs
 from halfconv.graph.schema import signature
+from halfconv.graph.typegroups import is_weight
 
-__all__ = ["InferTypesPass", "InputConstantsPass", "Prepared", "UniqueNamesPass", "prepare"]
+__all__ = ["InferTypesPass", "InputConstantsPass", "Prepared", "ShareWeightsPass", "UniqueNamesPass", "prepare"]
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
     if constants.fixed:
         done.notes.append(f"{constants.fixed} weights that were also listed as inputs are now constants only")
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ShareWeightsPass()(model)
     try:
         common.TopologicalSortPass()(model)
     except Exception:
@@ -143,6 +145,22 @@ class UniqueNamesPass(ir.passes.InPlacePass):
 def _values(graph: ir.Graph) -> list[ir.Value]:
     outputs = [output for node in graph for output in node.outputs]
     return [*graph.inputs, *(v for v in graph.initializers.values() if not v.is_graph_input()), *outputs]
+
+
+class ShareWeightsPass(ir.passes.InPlacePass):
+    """Read a weight directly where an Identity stands between: exporters write one for each weight that equals another."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        changed = False
+        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+            value = node.inputs[0] if node.op_type == "Identity" and not node.domain and node.inputs else None
+            if value is None or not is_weight(value) or node.outputs[0].is_graph_output() or node.graph is None:
+                continue
+            node.outputs[0].replace_all_uses_with(value)
+            node.graph.remove(node, safe=True)
+            changed = True
+        return ir.passes.PassResult(model, modified=changed)
 
 
 class InputConstantsPass(ir.passes.InPlacePass):

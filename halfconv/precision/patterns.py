@@ -28,6 +28,8 @@ BOUNDS = frozenset({"Max", "Clip", "Relu", "Min"})
 STATISTICS = MEANS | SUMS | LINEAR | BOUNDS | EXACT_OPS | {"Pow", "Sqrt"}
 #: Operators whose result may be a small number that somebody divides by or takes the logarithm of.
 SMALL_MAKERS = STATISTICS | {"Exp", "Log", "LogSoftmax", "ReduceLogSumExp", "Sigmoid", "Softmax", "Where", "ReduceMax"}
+#: 1/sqrt(epsilon) is below 31,623, and sqrt(epsilon) above half's smallest numbers.
+SAFE_EPSILON = 1e-9
 #: A factor that lifts numbers of order 64 out of half's range.
 SCALE_UP = 1024.0
 TINY = HALF_MIN_NORMAL[ir.DataType.FLOAT16]
@@ -107,13 +109,31 @@ def _norms(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         for square in squares:
             inside += _centring(square)
         inside += _division(root, inside)
+        inside += _affine(inside)
         yield Match(tuple(dict.fromkeys(inside)), root, f"the squares inside this norm overflow beyond 255 ({op(root)})")
 
 
+def _affine(inside: Sequence[ir.Node]) -> list[ir.Node]:
+    """Return the gamma and beta of a plain LayerNorm: a runtime fuses the whole, which must then have one precision."""
+    found = []
+    for node in inside:
+        if op(node) != "Div" or op(node.inputs[0].producer() if node.inputs[0] is not None else None) != "Sub":
+            continue
+        scales = [reader for reader in readers(node) if op(reader) == "Mul" and _reads_weight(reader)]
+        for scale in scales:
+            found += [scale, *(reader for reader in readers(scale) if op(reader) == "Add" and _reads_weight(reader))]
+    return found
+
+
 def _division(root: ir.Node, inside: Sequence[ir.Node]) -> list[ir.Node]:
-    """Return what applies a norm's root: up to where the normalised value, of order 1, has been computed."""
+    """Return what applies a norm's root: up to where the normalised value, of order 1, has been computed.
+
+    The product with the norm's own input may be half, where an epsilon keeps the reciprocal root in half's range.
+    """
     found: dict[ir.Node, None] = {}
     known = set(inside)
+    epsilons = [n for node in inside if op(node) in ("Add", "Max", "Clip") for v in node.inputs if (n := scalar(v))]
+    bounded = any(SAFE_EPSILON <= epsilon < 1 for epsilon in epsilons)
     todo = [root]
     while todo:
         node = todo.pop(0)
@@ -123,6 +143,8 @@ def _division(root: ir.Node, inside: Sequence[ir.Node]) -> list[ir.Node]:
             others = [value.producer() for value in inputs_of(reader) if value.producer() is not node]
             joins = bool(others) and all(other in found or other in known for other in others)
             applies = op(reader) in ("Div", "Mul") and bool(others)
+            if applies and bounded and not any(other in found or other in known for other in others):
+                continue
             statistic = not others  # only weights beside it: rsqrt(var) · gamma, max(norm, eps)
             if not (joins or applies or statistic) or len(found) > 12:
                 continue
@@ -173,10 +195,20 @@ def _small_epsilons(nodes: Sequence[ir.Node]) -> Iterator[Match]:
             continue
         kept = [n for n in path if n in last or _leads_to(n, last)]
         roots = [n for n in last if op(n) in ("Sqrt", "Pow", "Reciprocal")]
-        kept += [n for n in forward(roots, lambda n: op(n) in EXACT_OPS | {"Div", "Mul", "Reciprocal"}, _divides, 8)]
+        kept += forward(roots, _inverts if epsilon >= SAFE_EPSILON else _applies, _divides, 8)
         behind = small_sources(inputs_of(node))
         why = f"the constant {epsilon:.3g} is below half's normal range (6.1e-05) and keeps a division or logarithm finite"
         yield Match((node, *behind, *kept), node, why, {"epsilon": epsilon})
+
+
+def _inverts(node: ir.Node) -> bool:
+    """Tell whether a node moves a root or takes its reciprocal."""
+    return op(node) in EXACT_OPS | {"Reciprocal"} or (op(node) == "Div" and scalar(node.inputs[0]) is not None)
+
+
+def _applies(node: ir.Node) -> bool:
+    """Tell whether a node moves, inverts or applies a root."""
+    return op(node) in EXACT_OPS | {"Div", "Mul", "Reciprocal"}
 
 
 def _divides(node: ir.Node) -> bool:
