@@ -12,7 +12,8 @@ import pytest
 
 import halfconv
 from tests import structure, zoo
-from tests.runtime_helpers import FLOAT, HALF, Outcome, full_check, job, rel_l2, run_all, simulate
+from tests.runtime_helpers import Outcome, full_check, job, rel_l2, run_all
+from tests.simulation import FLOAT, HALF, simulate
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ _CONSTANT = f"{_SHAPES}; weights that are all 1 make activations overflow by des
 
 EXPECTED = {
     "rapidocr_det": Expected(0.99, 0.505, 6e-3),
-    "rapidocr_rec": Expected(0.91, 0.505, 6e-3),
+    "rapidocr_rec": Expected(0.89, 0.505, 6e-3),
     "rapidocr_cls": Expected(0.99, 0.505, 1e-2),
     "magika": Expected(0.49, 0.505, 2e-3, "half of its values are LayerNorms whose variance is E[x²]-E[x]², and sums"),
     "silero_vad": Expected(0.99, 0.505, 1e-2),
@@ -101,9 +102,7 @@ def _drift(got: Outcome, want: Outcome) -> dict[str, float]:
     for name in want.outputs[0]:
         pairs = [(g[name], w[name]) for g, w in zip(got.outputs, want.outputs, strict=True)]
         if isinstance(pairs[0][1], np.ndarray) and pairs[0][1].dtype.kind == "f":
-            drift[name] = rel_l2(
-                np.concatenate([np.ravel(g) for g, _ in pairs]), np.concatenate([np.ravel(w) for _, w in pairs])
-            )
+            drift[name] = rel_l2(np.concatenate([np.ravel(g) for g, _ in pairs]), np.concatenate([np.ravel(w) for _, w in pairs]))
     return drift
 
 
@@ -135,10 +134,7 @@ def test_the_file_holds_as_many_half_values_as_the_result_says(key: str, folder:
     """Counted in the file: outputs of nodes other than Casts and Constants."""
     result = converted(key, folder)
     kinds = [
-        kind
-        for site in structure.sites(result.output)
-        if site.node.op_type not in ("Cast", "Constant")
-        for kind in site.outputs
+        kind for site in structure.sites(result.output) if site.node.op_type not in ("Cast", "Constant") for kind in site.outputs
     ]
     half, single = kinds.count(HALF), kinds.count(FLOAT)
     share = half / max(1, half + single)

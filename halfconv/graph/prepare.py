@@ -19,7 +19,15 @@ from halfconv.graph.names import subgraphs
 from halfconv.graph.schema import signature
 from halfconv.graph.typegroups import is_weight
 
-__all__ = ["InferTypesPass", "InputConstantsPass", "Prepared", "ShareWeightsPass", "UniqueNamesPass", "prepare"]
+__all__ = [
+    "DetachDeadGraphsPass",
+    "InferTypesPass",
+    "InputConstantsPass",
+    "Prepared",
+    "ShareWeightsPass",
+    "UniqueNamesPass",
+    "prepare",
+]
 
 
 @dataclass(slots=True)
@@ -70,6 +78,7 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
         common.TopologicalSortPass()(model)
     except Exception:
         raise InputError(f"{label}: the graph has a cycle", "export it again") from None
+    DetachDeadGraphsPass()(model)
     common.RemoveUnusedNodesPass()(model)
     # The pass reports a failure by a logged traceback; a model that it cannot infer is planned with the types it declares.
     logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.CRITICAL)
@@ -145,6 +154,27 @@ class UniqueNamesPass(ir.passes.InPlacePass):
 def _values(graph: ir.Graph) -> list[ir.Value]:
     outputs = [output for node in graph for output in node.outputs]
     return [*graph.inputs, *(v for v in graph.initializers.values() if not v.is_graph_input()), *outputs]
+
+
+class DetachDeadGraphsPass(ir.passes.InPlacePass):
+    """Make the bodies of nodes that nobody reads release what they read: onnx-ir would go on counting them as readers."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        changed = False
+        for graph in model.graphs():
+            dead: set[ir.Node] = set()
+            for node in reversed(graph):
+                used = any(o.is_graph_output() or any(use.node not in dead for use in o.uses()) for o in node.outputs)
+                if used:
+                    continue
+                dead.add(node)
+                for _, body in subgraphs(node):
+                    for inner in ir.traversal.RecursiveGraphIterator(body):
+                        for index in range(len(inner.inputs)):
+                            inner.replace_input_with(index, None)
+                            changed = True
+        return ir.passes.PassResult(model, modified=changed)
 
 
 class ShareWeightsPass(ir.passes.InPlacePass):

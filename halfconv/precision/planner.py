@@ -156,6 +156,7 @@ def _cut(groups: TypeGroups, verdicts: Mapping[int, Verdict]) -> list[bool]:
     for value, reading in results.items():
         readers[value] |= reading
     _leave_movers(groups, verdicts, half, readers)
+    _leave_copies(groups, verdicts, half, readers, border)
     return half
 
 
@@ -183,6 +184,33 @@ def _leave_movers(
     for group in range(len(half)):
         if half[group] and find(group) not in useful:
             half[group] = False
+
+
+def _leave_copies(
+    groups: TypeGroups,
+    verdicts: Mapping[int, Verdict],
+    half: list[bool],
+    readers: Mapping[ir.Value, set[int]],
+    border: set[int],
+) -> None:
+    """Leave in FP32 what moves numbers at the model's border, where that needs no more Casts: they arrive exact."""
+    touching: dict[int, list[ir.Value]] = defaultdict(list)
+    for value, reading in readers.items():
+        for group in {groups.produced[value], *reading}:
+            touching[group].append(value)
+
+    def casts(values: Iterable[ir.Value]) -> int:
+        return sum(any(half[r] != half[groups.produced[v]] for r in readers[v]) for v in values)
+
+    for group, values in touching.items():
+        if not half[group] or group in verdicts or _is_useful(groups, group):
+            continue
+        if not any(groups.produced[v] in border or readers[v] & border for v in values):
+            continue
+        before = casts(values)
+        half[group] = False
+        if casts(values) >= before:
+            half[group] = True
 
 
 def _is_useful(groups: TypeGroups, group: int) -> bool:

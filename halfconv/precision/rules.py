@@ -208,13 +208,14 @@ def _op_names(node: ir.Node) -> tuple[str, ...]:
 
 
 def _scopes(node: ir.Node, names: Names) -> list[str]:
+    """Return a node's id and the module path that its exporter left, a path for each level."""
     found = [names.node[node]]
-    for key in SCOPE_KEYS:
-        text = node.metadata_props.get(key, "")
-        if text.startswith("["):
-            text = "/".join(part.strip(" '\"") for part in text.strip("[]").split(",") if part.strip(" '\""))
-        if text:
-            found.append(text)
+    levels = node.metadata_props.get(SCOPE_KEYS[0], "")
+    if levels.startswith("["):  # a list of full paths: ['', 'encoder', 'encoder.layer.0']
+        found += [part.strip(" '\"") for part in levels.strip("[]").split(",") if part.strip(" '\"")]
+    for part in node.metadata_props.get(SCOPE_KEYS[1], "").split("/"):  # 'encoder.layer.0: bert.Layer' for each level
+        if path := part.partition(":")[0].strip():
+            found.append(path)
     return found
 
 
@@ -225,12 +226,10 @@ def _prefixes(scope: str) -> list[str]:
 
 
 def _within(scope: str, prefix: str) -> bool:
-    """Tell whether a scope is a prefix's or lies below it; borders are ``/`` and ``.``."""
-    for candidate in (scope, scope.lstrip("/")):
-        for wanted in (prefix.rstrip("/."), prefix.strip("/.")):
-            if wanted and candidate.startswith(wanted) and candidate[len(wanted) : len(wanted) + 1] in ("", "/", "."):
-                return True
-            # dynamo writes the whole module path at each level: a/a.b/a.b.c
-            if wanted and wanted in candidate.split("/"):
-                return True
-    return False
+    """Tell whether a scope is a prefix's or lies below it; borders are ``/`` and ``.``, and a leading ``/`` may be left out."""
+    wanted = prefix.strip("/.")
+    candidates = (scope,) if prefix.startswith("/") else (scope, scope.lstrip("/"))
+    wanted = f"/{wanted}" if prefix.startswith("/") else wanted
+    return bool(wanted.strip("/")) and any(
+        candidate.startswith(wanted) and candidate[len(wanted) : len(wanted) + 1] in ("", "/", ".") for candidate in candidates
+    )

@@ -85,12 +85,10 @@ DEAD_BRANCH = (
 )
 
 
-@pytest.mark.xfail(strict=True, reason="onnx-ir keeps counting readers inside the graphs of a node that it removed")
 def test_what_only_a_dead_branch_reads_goes_too() -> None:
     assert ops(prepared(DEAD_BRANCH)) == ["Relu"]
 
 
-@pytest.mark.xfail(strict=True, reason="onnx-ir keeps counting readers inside the graphs of a node that it removed")
 def test_no_value_has_a_reader_outside_the_model() -> None:
     made = prepared(DEAD_BRANCH)
     alive = set(ir.traversal.RecursiveGraphIterator(made.graph))

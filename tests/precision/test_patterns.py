@@ -33,21 +33,25 @@ def test_the_patterns_of_the_contract_are_there() -> None:
     assert not BY_NAME["softmax-attention"].default
 
 
-def test_a_decomposed_layer_norm_up_to_the_division() -> None:
+def test_a_decomposed_layer_norm_with_its_gamma_and_beta() -> None:
+    """A runtime fuses the whole, and cannot when a Cast splits it."""
     kept = found("norm", LAYER_NORM)
     assert {"m", "d", "q", "v", "a", "r", "n"} <= kept
-    assert "y" not in kept, "the scaled value is of order 1 again"
+    assert "y" in kept
 
 
 def test_a_decomposed_rms_norm() -> None:
     body = "q = Mul(x, x)\n v = ReduceMean <axes = [-1]> (q)\n a = Add(v, e)\n r = Sqrt(a)\n n = Div(x, r)\n y = Mul(n, g)"
-    assert {"q", "v", "a", "r", "n"} <= found("norm", body)
+    assert {"q", "v", "a", "r"} <= found("norm", body)
+    assert "n" not in found("norm", body), "1e-5 bounds the root, so the division may be half"
+    assert "n" in found("norm", body.replace("(v, e)", "(v, tiny)")), "sqrt(1e-12) is too small to divide by in half"
 
 
 def test_a_norm_by_reciprocal_root() -> None:
     root = "q = Mul(x, x)\n v = ReduceMean <axes = [-1]> (q)\n a = Add(v, e)\n s = Sqrt(a)\n "
     body = root + "r = Reciprocal(s)\n n = Mul(x, r)\n y = Mul(n, g)"
-    assert {"q", "v", "a", "s", "r", "n"} <= found("norm", body)
+    assert {"q", "v", "a", "s", "r"} <= found("norm", body)
+    assert "n" in found("norm", body.replace("(v, e)", "(v, tiny)"))
 
 
 @pytest.mark.parametrize(

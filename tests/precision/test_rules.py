@@ -244,7 +244,6 @@ def test_a_scope_is_a_whole_prefix(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["b", "/b", "Tanh", "c"])
-@pytest.mark.xfail(strict=True, reason="any component of a scope matches, not only its leading ones")
 def test_a_part_in_the_middle_of_a_scope_is_no_prefix(part: str) -> None:
     assert "--block-scope" in complaint(SCOPES, block_scopes=(part,))
 
@@ -268,12 +267,10 @@ def test_the_exporters_scope_has_borders_as_well(prefix: str) -> None:
         matched(TWO, EXPORTED, block_scopes=(prefix,))
 
 
-@pytest.mark.xfail(strict=True, reason="each level is compared as a whole, so a dotted prefix of a level does not match")
 def test_a_dotted_prefix_of_the_exporters_scope() -> None:
     assert matched(TWO, EXPORTED, block_scopes=("encoder.layer",)) == {"n1"}
 
 
-@pytest.mark.xfail(strict=True, reason="class names ('encoder: Encoder') are not taken off")
 def test_the_exporters_namespace() -> None:
     """Torch's dynamo exporter writes 'module: class' for each level."""
     metadata = {"n1": {SCOPE_KEYS[1]: ": bert.Model/encoder: bert.Encoder/encoder.layer.0: bert.Layer/tanh: aten.tanh.default"}}
