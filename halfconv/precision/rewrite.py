@@ -17,6 +17,8 @@ __all__ = ["RewritePass", "RewriteStats", "cast_ids"]
 
 #: Opset for the Casts of a model that imports none of ONNX's own operators.
 CAST_OPSET = 13
+#: Metadata of the Casts that rewriting adds: the id of the value they serve.
+ADDED = "halfconv.cast"
 #: Endings of the names of values that rewriting adds.
 SUFFIX = {ir.DataType.FLOAT: "_fp32", ir.DataType.FLOAT16: "_fp16", ir.DataType.BFLOAT16: "_bf16"}
 
@@ -164,7 +166,7 @@ class RewritePass(ir.passes.InPlacePass):
             name=self._unique(f"Cast_{original}{SUFFIX[dtype]}"),
             outputs=[ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)],
         )
-        node.metadata_props["halfconv.cast"] = original
+        node.metadata_props[ADDED] = original
         self._place(node, value)
         if swap:
             node.outputs[0].doc_string = value.doc_string
@@ -247,6 +249,23 @@ class RewritePass(ir.passes.InPlacePass):
             output.replace_all_uses_with(value)
             node.graph.remove(node, safe=True)
             self.stats.dropped_casts += 1
+        for node in self._nodes:
+            if node.op_type == "Cast" and not node.domain and node.graph is not None:
+                self._share(node)
+
+    def _share(self, node: ir.Node) -> None:
+        """Let the readers of the model's own Cast read an added one that does the same."""
+        value, output = node.inputs[0], node.outputs[0]
+        if value is None or output.is_graph_output():
+            return
+        for use in value.uses():
+            twin = use.node
+            if twin is not node and ADDED in twin.metadata_props and twin.outputs[0].dtype == output.dtype:
+                output.replace_all_uses_with(twin.outputs[0])
+                assert node.graph is not None
+                node.graph.remove(node, safe=True)
+                self.stats.dropped_casts += 1
+                return
 
     def _unique(self, wanted: str) -> str:
         name, number = wanted, 1

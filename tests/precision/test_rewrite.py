@@ -264,9 +264,6 @@ def test_a_cast_to_another_type_stays_whatever_it_reads() -> None:
 OWN_CASTS = "(float[2] x) => (float[2] y, float[2] z) { h = Cast <to = 10> (x)\n f = Cast <to = 1> (h)\n y = Exp(f)\n z = Log(x) }"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the model's own Cast, retargeted to the same value and type, is not shared with the added one"
-)
 def test_the_models_own_cast_is_shared_with_those_that_are_added() -> None:
     """With a half x, f becomes Cast(x), and so is what Log reads."""
     proto, _ = rewritten(OWN_CASTS, among("x"))
