@@ -104,9 +104,7 @@ def wrong(case: NodeCase, outputs: list[dict[str, Any]], *, rtol: float, atol: f
 
 def _noise(case: NodeCase) -> float:
     """Absolute tolerance for FP32 itself: transforms of large numbers round where the answer is zero."""
-    floats = [
-        a for answer in case.answers for a in answer.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"
-    ]
+    floats = [a for answer in case.answers for a in answer.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
     largest = max((float(np.abs(a[np.isfinite(a)]).max(initial=0.0)) for a in floats), default=0.0)
     return max(case.atol, 1e-6 * largest)
 

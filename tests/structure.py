@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper, shape_inference
 
-from tests.runtime_helpers import FLOAT, HALF, graphs, subgraphs
+from tests.simulation import FLOAT, HALF, graphs, subgraphs
 
 
 @dataclass(frozen=True)

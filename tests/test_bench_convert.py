@@ -93,9 +93,7 @@ def test_tool_that_fails_gets_a_row(tmp_path, monkeypatch):
     bad = tmp_path / "bad" / "model.onnx"
     bad.parent.mkdir()
     bad.write_bytes(b"\xff" * 10)
-    options = convert.parse(
-        ["--case", "bad", "--case", "none", "--who", "onnxconverter-common", "--here", "--zoo", str(tmp_path)]
-    )
+    options = convert.parse(["--case", "bad", "--case", "none", "--who", "onnxconverter-common", "--here", "--zoo", str(tmp_path)])
     content = convert.report(options)
     check_file(content)
     assert [row["case"] for row in content["rows"]] == ["bad", "none"]

@@ -90,9 +90,7 @@ def test_list_is_sorted_unique_and_well_formed(listed: files.FileList, model: ma
 def test_list_takes_only_from_pinned_dependencies(listed: files.FileList) -> None:
     assert {file.distribution for file in listed.files} <= {*listed.versions, files.OWN_DISTRIBUTION}
     pins = dict(
-        line.split("==")
-        for line in (MAKER.parents[1] / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        if "==" in line
+        line.split("==") for line in (MAKER.parents[1] / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line
     )
     assert {name: pins.get(name) for name in listed.versions} == listed.versions
 
@@ -105,9 +103,7 @@ def test_all_listed_files_are_here_with_the_pinned_versions(listed: files.FileLi
 
 def test_labels_follow_from_name_and_content(found: files.Collected) -> None:
     maker = load_maker()
-    wrong = [
-        (file.path, file.label) for file, content in found.used if maker.label_of(file.path, content) != file.label
-    ]
+    wrong = [(file.path, file.label) for file, content in found.used if maker.label_of(file.path, content) != file.label]
     assert wrong == []
 
 
@@ -273,9 +269,7 @@ def test_demo_converts_and_counts(
 
     assert report.kept == tmp_path / "new" / "out" / "magika.fp16.onnx"
     onnx.checker.check_model(report.kept, full_check=True)
-    halves = [
-        weight for weight in onnx.load(report.kept).graph.initializer if weight.data_type == onnx.TensorProto.FLOAT16
-    ]
+    halves = [weight for weight in onnx.load(report.kept).graph.initializer if weight.data_type == onnx.TensorProto.FLOAT16]
     assert halves
     assert report.kept.stat().st_size < 0.6 * model.path.stat().st_size
     assert report.conversion.values["half"] > report.conversion.values["float"]
@@ -363,9 +357,7 @@ def test_magika_without_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         magika.find_model()
 
 
-def test_missing_runtime_is_one_line_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, model: magika.MagikaModel
-) -> None:
+def test_missing_runtime_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch, model: magika.MagikaModel) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EnvironmentProblem, match="onnxruntime is not installed"):
         magika.classify(model.path, np.zeros((1, 2048), np.int32))

@@ -15,7 +15,8 @@ import halfconv
 from tests import structure
 from tests.node_cases import NodeCase, node_cases, wrong
 from tests.onnx_node_exceptions import BEYOND_HALF, BEYOND_HALF_WITH_HALF_IO, REFUSED, REFUSED_WITH_HALF_IO
-from tests.runtime_helpers import FLOAT, Failure, full_check, isolate, job, run_all
+from tests.runtime_helpers import Failure, full_check, isolate, job, run_all
+from tests.simulation import FLOAT
 
 pytestmark = pytest.mark.slow
 

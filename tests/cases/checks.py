@@ -14,7 +14,8 @@ import onnx_ir
 
 import halfconv
 from tests import structure
-from tests.runtime_helpers import Feeds, Job, Outcome, difference, full_check, rel_l2, run_all, simulate
+from tests.runtime_helpers import Feeds, Job, Outcome, difference, full_check, rel_l2, run_all
+from tests.simulation import simulate
 
 Model = str | onnx.ModelProto | Path
 
@@ -40,9 +41,7 @@ def with_weights(model: Model, weights: Mapping[str, np.ndarray]) -> onnx.ModelP
     made.CopyFrom(proto(model))
     made.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
     if made.ir_version < 4:  # initializers had to be inputs too
-        made.graph.input.extend(
-            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in made.graph.initializer
-        )
+        made.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in made.graph.initializer)
     return made
 
 
@@ -77,9 +76,7 @@ class Converted:
     def none_half(self, *ops: str) -> bool:
         """Every node of these operators is there and none has anything in half."""
         half = structure.HALF
-        return all(
-            found and not any(half in (*site.inputs, *site.outputs) for site in found) for found in map(self.ops, ops)
-        )
+        return all(found and not any(half in (*site.inputs, *site.outputs) for site in found) for found in map(self.ops, ops))
 
     def reasons(self) -> dict[str, Any]:
         """Value id -> the entry that says why it is FP32."""

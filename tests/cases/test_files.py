@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 import halfconv
 from tests import structure
 from tests.cases.checks import Converted, close, convert, normal, proto, runs, text, tidy, with_weights
-from tests.runtime_helpers import FLOAT, HALF, full_check, run
+from tests.runtime_helpers import full_check, run
+from tests.simulation import FLOAT, HALF
 
 X = normal(2, 40)
 BIG = {"w1": normal(40, 40, seed=1), "w2": normal(40, 40, seed=2)}
@@ -747,9 +748,7 @@ def test_strings_beside_floats(folder: Path) -> None:
     ],
     ids=["empty", "empty batch", "empty weight", "scalar", "scalar result", "symbolic", "unknown", "named"],
 )
-def test_empty_scalar_and_open_shapes(
-    graph: str, feeds: dict[str, np.ndarray] | None, half_io: bool, folder: Path
-) -> None:
+def test_empty_scalar_and_open_shapes(graph: str, feeds: dict[str, np.ndarray] | None, half_io: bool, folder: Path) -> None:
     weights = {"w": normal(4, 4)} if ", w)" in graph else {}
     if "<float[0,4] e>" in graph:
         graph, weights["e"] = graph.replace("<float[0,4] e>", ""), np.zeros((0, 4), np.float32)
@@ -774,9 +773,7 @@ def test_unknown_rank_inside(half_io: bool, folder: Path) -> None:
 @pytest.mark.parametrize("half_io", [False, True])
 def test_unknown_rank_at_the_interface(half_io: bool, folder: Path) -> None:
     """onnx's checker refuses such a source, ONNX Runtime runs it: converted right, or refused as an input."""
-    model = with_weights(
-        text("(float[2,4] x) => (float[2,4] y) { a = MatMul(x, w)\n y = Relu(a) }"), {"w": normal(4, 4)}
-    )
+    model = with_weights(text("(float[2,4] x) => (float[2,4] y) { a = MatMul(x, w)\n y = Relu(a) }"), {"w": normal(4, 4)})
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.ClearField("shape")
     source = folder / "model.onnx"

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 import halfconv
 from tests import structure
 from tests.cases.checks import answers, close, convert, normal, proto, runs, text, tidy, with_weights
-from tests.runtime_helpers import FLOAT, HALF, graphs, run
+from tests.runtime_helpers import run
+from tests.simulation import FLOAT, HALF, graphs
 
 X = normal(2, 4)
 W = normal(4, 4, seed=1)
@@ -311,9 +312,7 @@ def test_blocking_a_scope(folder: Path) -> None:
         ({"allow_nodes": ["afte"]}, "after"),
     ],
 )
-def test_a_rule_that_matches_nothing_is_an_error_with_near_misses(
-    rule: dict[str, list[str]], near: str, folder: Path
-) -> None:
+def test_a_rule_that_matches_nothing_is_an_error_with_near_misses(rule: dict[str, list[str]], near: str, folder: Path) -> None:
     with pytest.raises(halfconv.UsageError) as caught:
         convert(with_weights(text(_IF), {"w": W}), folder, **rule)
     message = str(caught.value)
@@ -348,8 +347,7 @@ def test_unnamed_nodes_have_an_id_by_operator_and_position(folder: Path) -> None
 
 def test_duplicate_node_names(folder: Path) -> None:
     model = text(
-        "(float[2,4] x) => (float[2,4] y) { [n] a = MatMul(x, w)\n [n] b = Softplus(a)\n [n] c = MatMul(b, w)\n"
-        " [n] y = Add(c, a) }"
+        "(float[2,4] x) => (float[2,4] y) { [n] a = MatMul(x, w)\n [n] b = Softplus(a)\n [n] c = MatMul(b, w)\n [n] y = Add(c, a) }"
     )
     made = with_weights(model, {"w": W})
     converted = convert(made, folder)
@@ -506,8 +504,7 @@ _FUNCTIONS = {
     "twice": ("a = local.f(x)\n y = local.f(a)", f"{_LOCAL} f (p) => (q) {{ q = Tanh(p) }}"),
     "nested": (
         "y = local.f(x)",
-        f"{_LOCAL} f (p) => (q) {{ s = local.g(p)\n q = Mul(p, s) }}\n"
-        f"{_LOCAL} g (p) => (q) {{ q = Softmax<axis=-1>(p) }}",
+        f"{_LOCAL} f (p) => (q) {{ s = local.g(p)\n q = Mul(p, s) }}\n{_LOCAL} g (p) => (q) {{ q = Softmax<axis=-1>(p) }}",
     ),
     "attribute": ("y = local.f<k = 0.25>(x)", f"{_LOCAL} f <k> (p) => (q) {{ q = LeakyRelu<alpha: float = @k>(p) }}"),
     "named as an op": ("a = local.Relu(x)\n y = Relu(a)", f"{_LOCAL} Relu (p) => (q) {{ q = Neg(p) }}"),
@@ -526,10 +523,7 @@ def test_functions_of_the_model(kind: str, half_io: bool, folder: Path) -> None:
 
 
 def test_a_function_called_inside_a_branch(folder: Path) -> None:
-    body = (
-        "y = If(c) <then_branch = t () => (float[2,4] p) { p = local.f(x) },"
-        "else_branch = e () => (float[2,4] q) { q = Neg(x) }>"
-    )
+    body = "y = If(c) <then_branch = t () => (float[2,4] p) { p = local.f(x) },else_branch = e () => (float[2,4] q) { q = Neg(x) }>"
     made = _functions(body, _FUNCTIONS["plain"][1], graph="(float[2,4] x, bool c) => (float[2,4] y)")
     runs(convert(made, folder), {"x": X, "c": YES}, {"x": X, "c": NO})
 
@@ -600,9 +594,7 @@ def test_com_microsoft_operators(folder: Path) -> None:
 
 
 def test_nodes_out_of_order(folder: Path) -> None:
-    model = with_weights(
-        text("(float[2,4] x) => (float[2,4] y) { a = MatMul(x, w)\n b = Softplus(a)\n y = Add(a, b) }"), {"w": W}
-    )
+    model = with_weights(text("(float[2,4] x) => (float[2,4] y) { a = MatMul(x, w)\n b = Softplus(a)\n y = Add(a, b) }"), {"w": W})
     right = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
     sorted_file = folder / "sorted.onnx"
     onnx.save(model, sorted_file)

@@ -10,7 +10,8 @@ import pytest
 import halfconv
 from tests import structure
 from tests.cases.checks import Converted, close, convert, normal, runs, text, tidy, with_weights
-from tests.runtime_helpers import FLOAT, HALF, run
+from tests.runtime_helpers import run
+from tests.simulation import FLOAT, HALF
 
 X = normal(2, 4)
 
@@ -530,9 +531,7 @@ def test_the_inspection_agrees_with_the_conversion(folder: Path) -> None:
 
 def test_random_inputs_of_large_range_stay_finite_wherever_fp32_is(folder: Path) -> None:
     """A network as it comes: the simulation has no NaN or infinity that FP32 has not."""
-    model = text(
-        "(float[2,4] x) => (float[2,4] y) { a = MatMul(x, w)\n b = Relu(a)\n c = MatMul(b, w)\n y = Sigmoid(c) }"
-    )
+    model = text("(float[2,4] x) => (float[2,4] y) { a = MatMul(x, w)\n b = Relu(a)\n c = MatMul(b, w)\n y = Sigmoid(c) }")
     converted = convert(with_weights(model, {"w": normal(4, 4, scale=30)}), folder)
     found = run(converted.path, [{"x": normal(2, 4, scale=3)}])
     want = run(converted.source, [{"x": normal(2, 4, scale=3)}])

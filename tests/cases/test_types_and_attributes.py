@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from tests import structure
 from tests.cases.checks import convert, normal, runs, same_interface, text, tidy, with_weights
-from tests.runtime_helpers import FLOAT, HALF, run
+from tests.runtime_helpers import run
+from tests.simulation import FLOAT, HALF
 
 X = normal(2, 4)
 IMAGE = normal(1, 3, 8, 8, seed=1)
@@ -35,10 +36,7 @@ def test_a_cast_to_float_takes_the_type_that_its_reader_has(source: str, folder:
 
 def test_a_cast_to_float_with_readers_of_both_types(folder: Path) -> None:
     model = with_weights(
-        text(
-            "(int64[2,4] x) => (float[2,3] y, float[2,3] z)"
-            " { f = Cast<to=1>(x)\n [a] y = MatMul(f, w)\n [b] z = MatMul(f, w) }"
-        ),
+        text("(int64[2,4] x) => (float[2,3] y, float[2,3] z) { f = Cast<to=1>(x)\n [a] y = MatMul(f, w)\n [b] z = MatMul(f, w) }"),
         {"w": normal(4, 3)},
     )
     converted = convert(model, folder, block_nodes=["b"])
@@ -140,9 +138,7 @@ def test_operators_that_draw_or_name_their_type(call: str, half_io: bool, folder
 
 
 def test_multinomial_reads_logits_and_gives_integers(folder: Path) -> None:
-    model = text(
-        "(float[2,4] x) => (int32[2,5] y) { r = Relu(x)\n y = Multinomial<sample_size=5, seed=1.0, dtype=6>(r) }"
-    )
+    model = text("(float[2,4] x) => (int32[2,5] y) { r = Relu(x)\n y = Multinomial<sample_size=5, seed=1.0, dtype=6>(r) }")
     converted = convert(model, folder)
     tidy(converted)
     same_interface(converted)
@@ -250,8 +246,7 @@ def test_bounds_and_padding(opset: int, call: str, half_io: bool, folder: Path) 
 
 def test_range_of_floats(folder: Path) -> None:
     model = text(
-        "(float n, float[1,6] x) => (float[1,6] y) <float zero = {0}, float one = {1}>"
-        " { r = Range(zero, n, one)\n y = Mul(x, r) }"
+        "(float n, float[1,6] x) => (float[1,6] y) <float zero = {0}, float one = {1}> { r = Range(zero, n, one)\n y = Mul(x, r) }"
     )
     runs(convert(model, folder), {"n": np.array(6, np.float32), "x": normal(1, 6)})
 
@@ -341,8 +336,7 @@ def test_a_selected_mask_that_is_added_to_scores(sentinel: str, folder: Path) ->
 def test_a_constant_additive_mask(sentinel: str, folder: Path) -> None:
     mask = np.where(_KEEP, 0, np.float32(float(sentinel))).astype(np.float32)
     model = text(
-        "(float[2,4,4] x, float[2,4,4] v) => (float[2,4,4] y)"
-        " { s = Add(x, mask)\n p = Softmax<axis=-1>(s)\n y = MatMul(p, v) }"
+        "(float[2,4,4] x, float[2,4,4] v) => (float[2,4,4] y) { s = Add(x, mask)\n p = Softmax<axis=-1>(s)\n y = MatMul(p, v) }"
     )
     converted = convert(with_weights(model, {"mask": mask}), folder)
     runs(converted, {"x": SCORES, "v": normal(2, 4, 4, seed=4)})
@@ -354,9 +348,7 @@ def test_a_selected_sentinel_saturates_at_the_largest_half(folder: Path) -> None
         " { s = Where(keep, x, m)\n r = MatMul(x, s)\n y = Softmax<axis=-1>(s) }"
     )
     converted = convert(model, folder, half_io=True, allow_ops=["Where"])
-    assert [a.item() for _, a in structure.weights(converted.model) if a.dtype == np.float16 and a.size == 1] == [
-        -65504
-    ]
+    assert [a.item() for _, a in structure.weights(converted.model) if a.dtype == np.float16 and a.size == 1] == [-65504]
     assert [(entry.name, entry.saturated) for entry in converted.result.constants] == [("m", 1)]
 
 
@@ -509,9 +501,7 @@ def test_non_max_suppression_selects_the_same_boxes(half_io: bool, folder: Path)
         " <int64[1] n={3}, float[1] iou={0.5}, float[1] least={0.0}>"
         " { b = Abs(boxes)\n s = Sigmoid(scores)\n i = NonMaxSuppression(b, s, n, iou, least) }"
     )
-    boxes = np.array(
-        [[0, 0, 1, 1], [0, 0.1, 1, 1.1], [0, 0.1, 1, 0.9], [0, 10, 1, 11], [0, 10.1, 1, 11.1], [0, 99, 1, 101]]
-    )
+    boxes = np.array([[0, 0, 1, 1], [0, 0.1, 1, 1.1], [0, 0.1, 1, 0.9], [0, 10, 1, 11], [0, 10.1, 1, 11.1], [0, 99, 1, 101]])
     feeds = {
         "boxes": boxes[None].astype(np.float32),
         "scores": np.array([[[0.9, 0.75, 0.6, 0.95, 0.5, 0.3]]], np.float32),
@@ -550,8 +540,7 @@ def test_grid_sample(opset: int, mode: str, half_io: bool, folder: Path) -> None
 def test_einsum(equation: str, half_io: bool, folder: Path) -> None:
     shape = "[2,4,4]" if equation[-3:] == "bik" else "[4,4]"
     model = text(
-        f"(float[2,4,4] x, float[2,4,4] v) => (float{shape} y)"
-        f' {{ z = Einsum<equation="{equation}">(x, v)\n y = Relu(z) }}'
+        f'(float[2,4,4] x, float[2,4,4] v) => (float{shape} y) {{ z = Einsum<equation="{equation}">(x, v)\n y = Relu(z) }}'
     )
     runs(convert(model, folder, half_io=half_io), {"x": SCORES, "v": normal(2, 4, 4)}, keep_io=not half_io, drift=1e-2)
 
@@ -597,8 +586,7 @@ _SEQUENCES = {
     "stack": "s = SequenceConstruct(a, b)\n y = ConcatFromSequence<axis=0, new_axis=1>(s)",
     "optional": "o = Optional(a)\n e = OptionalGetElement(o)\n y = Relu(e)",
     "optional-has": "o = Optional(a)\n h = OptionalHasElement(o)\n f = Cast<to=1>(h)\n y = Mul(a, f)",
-    "optional-sequence": "s = SequenceConstruct(a, b)\n o = Optional(s)\n e = OptionalGetElement(o)\n"
-    " y = SequenceAt(e, one)",
+    "optional-sequence": "s = SequenceConstruct(a, b)\n o = Optional(s)\n e = OptionalGetElement(o)\n y = SequenceAt(e, one)",
 }
 
 

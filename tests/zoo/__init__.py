@@ -74,9 +74,7 @@ def _built(key: str) -> Path:
     folder = place(key)
     if not folder.exists():
         root = Path(__file__).parents[2]
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, key], cwd=root, text=True, capture_output=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-m", __name__, key], cwd=root, text=True, capture_output=True, check=False)
         if done.returncode:
             raise RuntimeError(f"the zoo model {key} could not be built:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return folder

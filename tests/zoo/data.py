@@ -171,9 +171,7 @@ def tokens(folder: Path, count: int) -> list[dict[str, Array]]:
     texts = sentences(count)
     batches = []
     for start in range(0, count, 4):
-        encoded = tokenizer(
-            texts[start : start + 4], padding=True, truncation=True, max_length=128, return_tensors="np"
-        )
+        encoded = tokenizer(texts[start : start + 4], padding=True, truncation=True, max_length=128, return_tensors="np")
         batches.append({name: encoded[name].astype(np.int64) for name in TOKEN_INPUTS})
     return batches
 

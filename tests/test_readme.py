@@ -1,0 +1,312 @@
+"""The README: its commands work, its output is real, its tables and figures come from the code and from bench/results.
+
+``python -m tests.test_readme`` writes the parts of README.md between ``<!-- generated: … -->`` and ``<!-- end -->`` again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "bench" / "results" / "zoo_h100.json"
+WIDTH = "100"
+PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->\n)", re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+#: The tolerance for FP16 that the project works towards.
+TOLERANCE = 1e-2
+
+
+def text() -> str:
+    return README.read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return [body for kind, body in BLOCK.findall(text()) if kind == language]
+
+
+def environment() -> dict[str, str]:
+    """The environment without what would change commands or their output."""
+    dropped = ("PYTHONPATH", "PYTEST_ADDOPTS", "VIRTUAL_ENV", "FORCE_COLOR", "PYTEST_CURRENT_TEST")
+    return {**{key: value for key, value in os.environ.items() if key not in dropped}, "COLUMNS": WIDTH, "PYTHONUTF8": "1"}
+
+
+def shell(script: str, cwd: Path, timeout: int = 120, **more: str) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=cwd,
+        env={**environment(), **more},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def here(script: str) -> str:
+    """A command of the README for the environment that runs the tests."""
+    return script.replace(".venv/", f"{sys.prefix}/")
+
+
+def installs(script: str) -> bool:
+    return "pip install" in script
+
+
+# What is generated
+
+
+def row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def make_ops() -> str:
+    from halfconv.precision.blocklist import DEFAULT_OPS
+
+    return "\n".join([row("operator", "why"), "|---|---|", *(row(f"`{name}`", why) for name, why in sorted(DEFAULT_OPS))])
+
+
+def make_patterns() -> str:
+    from halfconv.precision.patterns import PATTERNS
+
+    rows = (row(f"`{pattern.name}`", "yes" if pattern.default else "no", pattern.why) for pattern in PATTERNS)
+    return "\n".join([row("pattern", "by default", "why"), "|---|---|---|", *rows])
+
+
+def make_gpu() -> str:
+    content = json.loads(RESULTS.read_text("utf-8"))
+    figures = {(entry["case"], entry["who"]): entry for entry in content["rows"]}
+    ours, theirs = "halfconv-portable", "ort-float16"
+    cases = sorted({case for case, who in figures if who == theirs} & {case for case, who in figures if who == ours})
+    lines = [row("model", "halfconv", "`onnxruntime.transformers.float16`"), "|---|---|---|"]
+    lines += [row(f"`{case}`", figure(figures[case, ours]), figure(figures[case, theirs])) for case in cases]
+    halfconvs = [entry for (_, who), entry in sorted(figures.items()) if who == ours]
+    good = [entry for entry in halfconvs if entry.get("rel_l2") is not None and entry["rel_l2"] <= TOLERANCE]
+    rest = [f"`{entry['case']}` {figure(entry)}" for entry in halfconvs if entry not in good]
+    run = f"{content['machine']['card'].split(',')[0]}, onnxruntime-gpu {content['versions']['onnxruntime-gpu']}, {content['date']}"
+    lines += [
+        "",
+        f"The table has the models that both converted in that run ({run}; the figures are in",
+        f"`{RESULTS.relative_to(ROOT).as_posix()}`). halfconv converted {len(halfconvs)} models; {len(good)} of them stay",
+        f"within {TOLERANCE:g}, the others are: {', '.join(rest)}.",
+    ]
+    return "\n".join(lines)
+
+
+def figure(entry: dict[str, object]) -> str:
+    if "error" in entry:
+        return "does not run"
+    if entry["new_nan"] or entry["rel_l2"] is None:
+        return f"NaN in {entry['new_nan']:,} elements"
+    return f"{entry['rel_l2']:.3g}"
+
+
+@functools.cache
+def example_folder() -> Path:
+    """A folder in which the README's example was prepared."""
+    import tempfile
+
+    return Path(tempfile.mkdtemp(prefix="halfconv-readme-"))
+
+
+def example_scripts() -> tuple[str, str]:
+    demo, example = (next(b for b in blocks("sh") if word in b) for word in ("halfconv demo", "halfconv convert"))
+    return demo.rpartition("&& ")[2], example
+
+
+def make_demo() -> str:
+    return fenced(shell(here(example_scripts()[0]), example_folder()))
+
+
+def make_convert() -> str:
+    return fenced(shell(here(example_scripts()[1]), example_folder()))
+
+
+def fenced(output: str) -> str:
+    lines = [line.rstrip() for line in output.strip("\n").splitlines()]
+    return "```text\n" + "\n".join(lines) + "\n```"
+
+
+MAKERS: dict[str, Callable[[], str]] = {
+    "ops": make_ops,
+    "patterns": make_patterns,
+    "gpu": make_gpu,
+    "demo": make_demo,
+    "convert": make_convert,
+}
+
+
+def plain(part: str) -> str:
+    """A part without what differs from run to run: times, and the blanks that a time's width moves."""
+    return re.sub(r"[ ─]+", " ", re.sub(r"\d+\.\d s\b", "0.0 s", part)).strip()
+
+
+def pinned() -> bool:
+    """Whether the packages that the examples depend on have the versions of constraints.txt."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if "==" in line)
+    try:
+        return all(version(name) == pins[name] for name in ("magika", "onnxruntime", "onnx", "onnx-ir", "onnxscript", "numpy"))
+    except PackageNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def remove_example_folder() -> Iterator[None]:
+    yield
+    if example_folder.cache_info().currsize:
+        shutil.rmtree(example_folder())
+        example_folder.cache_clear()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_generated_parts_are_current(name: str) -> None:
+    if name in ("demo", "convert") and not pinned():
+        pytest.skip("other package versions than constraints.txt has")
+    written = {key: body for _, key, body, _ in PART.findall(text())}
+    assert sorted(written) == sorted(MAKERS)
+    assert plain(written[name]) == plain(MAKERS[name]()), "python -m tests.test_readme writes it again"
+
+
+def test_figures_of_the_table_are_those_of_the_file() -> None:
+    """The two cases that the text is about, so that a change of the generator cannot hide one."""
+    rows = {(entry["case"], entry["who"]): entry for entry in json.loads(RESULTS.read_text("utf-8"))["rows"]}
+    magika = rows["magika", "halfconv-portable"]["rel_l2"], rows["magika", "ort-float16"]["rel_l2"]
+    assert magika[0] < TOLERANCE < 1 < magika[1]
+    assert f"| `magika` | {magika[0]:.3g} | {magika[1]:.3g} |" in text()
+    assert rows["dnsmos_sig_bak_ovr", "ort-float16"]["new_nan"] > 0
+
+
+# Commands
+
+
+def test_examples_run_here(tmp_path: Path) -> None:
+    pytest.importorskip("magika")
+    for script in blocks("sh"):
+        if not installs(script):
+            shell(here(script), tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"magika.onnx", "magika.fp16.onnx", "magika.fp16.onnx.profile.json", "magika.plan.json"}
+
+
+def test_library_example_runs(tmp_path: Path) -> None:
+    pytest.importorskip("magika")
+    from halfconv.demo.magika import find_model
+
+    shutil.copy(find_model().path, tmp_path / "magika.onnx")
+    (script,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.startswith("magika.half.onnx ")
+    assert done.stderr == ""
+
+
+def test_configuration_example_is_read(tmp_path: Path) -> None:
+    from halfconv.cli import cli
+    from halfconv.config import find_options
+
+    (example,) = blocks("toml")
+    assert tomllib.loads(example)
+    (tmp_path / "halfconv.toml").write_text(example, "utf-8")
+    known = {name: frozenset(option.name or "" for option in command.params) for name, command in cli.commands.items()}
+    options = find_options(tmp_path, known)
+    assert options["convert"] == {"block_op": ["Tanh"], "target": "cuda"}
+    assert options["inspect"] == {"block_op": ["Tanh"]}
+
+
+@pytest.mark.slow
+def test_commands_run_in_a_fresh_clone(tmp_path: Path) -> None:
+    """Every command of the README, in order and as written; of the tests, only what is quick."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a clone")
+    clone = tmp_path / "clone"
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    outputs = {}
+    first, second = (script for script in blocks("sh") if installs(script))
+    for script in (first, *(s for s in blocks("sh") if not installs(s))):
+        outputs[script] = shell(script, clone, 1200)
+    if pinned():
+        written = {key: body for _, key, body, _ in PART.findall(text())}
+        demo = outputs[first][outputs[first].index("halfconv demo: ") :]
+        assert plain(fenced(demo)) == plain(written["demo"])
+        assert plain(fenced(outputs[example_scripts()[1]])) == plain(written["convert"])
+    tested = shell(second, clone, 2400, PYTEST_ADDOPTS="-q -k test_public")
+    assert re.search(r"^\d+ passed, \d+ deselected", tested, re.MULTILINE)
+
+
+# What it says
+
+
+def test_ci_runs_the_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    _, second = (block for block in blocks("sh") if installs(block))
+    for wanted in ("-c constraints.txt -e '.[cpu,demo,test]'", '-m "not gpu and not big"'):
+        assert wanted in second
+        assert wanted in script
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_rules_and_options_are_named() -> None:
+    from halfconv.cli import cli
+
+    pytest.importorskip("magika")
+    from halfconv.demo.magika import find_model
+    from halfconv.pipeline import plan_model
+
+    readme = text()
+    for rule in {value.rule.partition(":")[0] for value in plan_model(find_model().path).plan.fp32()}:
+        assert f"`{rule}" in readme, rule
+    known = {name for command in cli.commands.values() for option in command.params for name in option.opts}
+    named = {name.rstrip("-") for name in re.findall(r"(?<![\w-])--[a-z-]+", readme)} - {"--no-check"}
+    assert named <= known
+    assert {name for name in known if name.startswith(("--block", "--allow", "--half", "--keep"))} <= named
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    from halfconv import errors
+    from halfconv.cli import INTERNAL_ERROR
+
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text(), re.MULTILINE)}
+    assert listed == {0, INTERNAL_ERROR, *(getattr(errors, name).exit_code for name in errors.__all__)}
+
+
+def test_files_it_names_are_here() -> None:
+    for name in re.findall(r"`([\w./]+(?:\.md|\.json|\.txt)|bench/|halfconv/schemas/)`", text()):
+        if not name.startswith(("magika", "pyproject")):
+            assert (ROOT / name).exists(), name
+
+
+def test_it_names_no_index_and_no_place_of_one_machine() -> None:
+    for path in (README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"):
+        found = re.findall(r"pypi|index-url|/work/|/root/|/home/", path.read_text("utf-8"), re.IGNORECASE)
+        assert found == [], path.name
+
+
+def write() -> None:
+    """Write the generated parts of the README again."""
+    README.write_text(PART.sub(lambda part: f"{part[1]}{MAKERS[part[2]]()}\n{part[4]}", text()), "utf-8")
+    shutil.rmtree(example_folder(), ignore_errors=True)
+
+
+if __name__ == "__main__":
+    write()
