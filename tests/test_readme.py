@@ -276,8 +276,10 @@ def test_rules_and_options_are_named() -> None:
     readme = text()
     for rule in {value.rule.partition(":")[0] for value in plan_model(find_model().path).plan.fp32()}:
         assert f"`{rule}" in readme, rule
-    known = {name for command in cli.commands.values() for option in command.params for name in option.opts}
-    named = {name.rstrip("-") for name in re.findall(r"(?<![\w-])--[a-z-]+", readme)} - {"--no-check"}
+    known = {
+        name for command in cli.commands.values() for option in command.params for name in (*option.opts, *option.secondary_opts)
+    }
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", readme))
     assert named <= known
     assert {name for name in known if name.startswith(("--block", "--allow", "--half", "--keep"))} <= named
 
