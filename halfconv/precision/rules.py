@@ -139,7 +139,7 @@ def decisions(names: Names, rules: Rules) -> Iterator[Decision]:
         why = dict(block_list(rules.block_list))
         for node in nodes:
             if (not node.domain and node.op_type in why) or (node.op_type in why and node.domain == "ai.onnx.ml"):
-                reason = f"{node.op_type} {why[node.op_type]}"
+                reason = f"{node.op_type}: {why[node.op_type]}"
                 yield Decision(node, False, Strength.BLOCK_LIST, reason, f"block-list:{node.op_type}", node)
     if rules.block_list == "default":
         for pattern in PATTERNS:
