@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -152,6 +153,10 @@ def convert(
     from halfconv.pipeline import convert as run
 
     half_names, keep_names = _names(half_io), _names(keep_io)
+    context = click.get_current_context()
+    from_file = context.get_parameter_source("half_io") == click.core.ParameterSource.DEFAULT_MAP
+    if from_file and context.get_parameter_source("keep_io") == click.core.ParameterSource.COMMANDLINE:  # the flag wins
+        half_names = [] if "*" in keep_names else [name for name in half_names if name not in keep_names]
     if "*" in half_names and "*" in keep_names:
         raise click.UsageError("--half-io and --keep-io contradict each other; try: one of them, or name the exceptions")
     with _progress(as_json, f"converting {model.name}") as on_stage:
@@ -220,11 +225,15 @@ def _print_json(content: dict[str, Any]) -> None:
             return [clean(entry) for entry in value]
         return value
 
-    click.echo(json.dumps(clean(content), ensure_ascii=False, allow_nan=False))
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(clean(content), ensure_ascii=not unicode, allow_nan=False))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the contract's code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without the arrow shows a question mark
     try:
         cli.main(arguments, standalone_mode=False)
     except HalfconvError as error:
@@ -235,6 +244,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.Abort:
         click.echo("halfconv: interrupted", err=True)
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         hint = "" if "try:" in error.format_message() else "; try: halfconv --help"
         click.echo(f"halfconv: {error.format_message()}{hint}", err=True)

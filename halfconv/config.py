@@ -40,10 +40,15 @@ def find_options(start: Path, known: Mapping[str, frozenset[str]]) -> dict[str, 
                 if name == "pyproject.toml":
                     continue  # another tool's file, and its business
                 raise UsageError(f"{file}: {error}", "fix the file") from None
-            table = content if name == "halfconv.toml" else content.get("tool", {}).get("halfconv")
+            table = content if name == "halfconv.toml" else _tool_table(content)
             if isinstance(table, dict):
                 return _split(table, known, file)
     return {}
+
+
+def _tool_table(content: Mapping[str, Any]) -> Any:
+    tools = content.get("tool")
+    return tools.get("halfconv") if isinstance(tools, dict) else None
 
 
 def _split(table: Mapping[str, Any], known: Mapping[str, frozenset[str]], file: Path) -> dict[str, dict[str, Any]]:
@@ -54,11 +59,19 @@ def _split(table: Mapping[str, Any], known: Mapping[str, frozenset[str]], file: 
             for inner, content in value.items():
                 if inner.replace("-", "_") not in known[key]:
                     raise UsageError(f"{file}: '{key}' has no option '{inner}'", f"halfconv {key} --help")
-                options[key][inner.replace("-", "_")] = content
+                options[key][inner.replace("-", "_")] = _checked(inner, content, file)
             continue
         users = [command for command, names in known.items() if name in names]
         if not users:
             raise UsageError(f"{file}: no command has an option '{key}'", "halfconv --help")
         for command in users:
-            options[command].setdefault(name, value)
+            options[command].setdefault(name, _checked(key, value, file))
     return options
+
+
+def _checked(key: str, value: Any, file: Path) -> Any:
+    """Refuse a value that no option takes."""
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, (str, bool)) for part in parts):
+        raise UsageError(f"{file}: option '--{key}' is {value!r}, not a text, a list of texts, true or false", f'{key} = "…"')
+    return value

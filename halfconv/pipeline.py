@@ -25,8 +25,8 @@ from halfconv.precision.plan import PlannedValue, PrecisionPlan
 from halfconv.precision.planner import Assignment, assign, build_plan, structure_hash
 from halfconv.precision.rewrite import RewritePass
 from halfconv.precision.rules import Decision, Rules, Strength, decisions
-from halfconv.profile import write_profile
-from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, written_model
+from halfconv.profile import profile_path, write_profile
+from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file, written_model
 
 __all__ = ["ChangedConstant", "ConvertResult", "Planned", "convert", "plan_model"]
 
@@ -304,6 +304,8 @@ def convert(
         CheckFailed: The result did not pass its checks; nothing is left on disk.
     """
     source_path = Path(model)
+    if not source_path.name:
+        raise UsageError(f"{str(model)!r} names no model file", "the path of an .onnx file")
     target_path = Path(output) if output is not None else source_path.with_name(f"{source_path.stem}.{to}.onnx")
     if external_data not in EXTERNAL_DATA:
         raise UsageError(f"unknown --external-data {external_data!r}", "one of " + ", ".join(EXTERNAL_DATA))
@@ -323,6 +325,9 @@ def convert(
         source_path, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, on_stage=on_stage
     )
     check_output_path(source_path, target_path, planned.source.data_files)
+    if save_plan is not None:
+        files = (source_path, target_path, profile_path(target_path), *planned.source.data_files)
+        check_side_file(Path(save_plan), files)
     clock = _Clock(on_stage)
     clock.seconds = planned.seconds
     ir_model, source = planned.source.model, planned.source

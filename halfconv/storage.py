@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from halfconv.errors import EnvironmentProblem, HalfconvError, UsageError
 
-__all__ = ["METADATA_PREFIX", "atomic_text", "check_output_path", "written_model"]
+__all__ = ["METADATA_PREFIX", "atomic_text", "check_output_path", "check_side_file", "written_model"]
 
 METADATA_PREFIX = "halfconv."
 #: ONNX Runtime refuses small initializers (shapes, scales) in external files.
@@ -40,6 +40,8 @@ def check_output_path(source: Path, output: Path, data_files: Iterable[Path] = (
         UsageError: The output is the input, or a directory.
         EnvironmentProblem: The folder is missing or read-only.
     """
+    if output.exists() and not output.is_dir() and not output.is_file():
+        raise UsageError(f"output {output} is a pipe or a device, not a file", "another -o")
     if output.is_dir():
         raise UsageError(f"output {output} is a directory", f"-o {output / (source.stem + '.fp16.onnx')}")
     if output.exists() and source.exists() and output.samefile(source):
@@ -51,6 +53,28 @@ def check_output_path(source: Path, output: Path, data_files: Iterable[Path] = (
         raise EnvironmentProblem(f"output folder {folder} does not exist", f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK):
         raise EnvironmentProblem(f"no permission to write in {folder}", "another -o, or chmod")
+
+
+def check_side_file(path: Path, others: Iterable[Path]) -> None:
+    """Refuse a path for a plan that cannot be written, or that would destroy another file of the run.
+
+    Args:
+        path: Where the plan goes.
+        others: The model, its data, the output and its profile.
+
+    Raises:
+        UsageError: It is a directory or one of the others.
+        EnvironmentProblem: Its folder is missing or read-only.
+    """
+    taken = {other.absolute() for other in others}
+    same = path.absolute() in taken or any(path.exists() and other.exists() and path.samefile(other) for other in taken)
+    if same or (path.exists() and not path.is_file()):
+        raise UsageError(
+            f"--save-plan {path} is {'another file of this run' if same else 'no file'}", "another name, such as plan.json"
+        )
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise EnvironmentProblem(f"cannot write the plan in {folder}: it is missing or read-only", f"mkdir -p {folder}")
 
 
 @contextlib.contextmanager

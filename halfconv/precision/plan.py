@@ -32,7 +32,7 @@ class PlannedValue:
     reason: str = ""
     rule: str = ""
     node: str = ""
-    op: str = ""
+    op: str = field(default="", compare=False)  # follows from the node; plan files leave it out
     figures: Mapping[str, float] = field(default_factory=dict)
 
 

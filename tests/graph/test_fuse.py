@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+import halfconv
 from halfconv.graph.fuse import FuseLayerNormPass
 from halfconv.graph.names import Names
 from tests.graph import model, ops, prepared
@@ -205,3 +208,42 @@ def test_only_fp32_norms_are_fused(kind: str) -> None:
         graph = graph.replace("{1, 2, 3, 4}", "{15360, 16384, 16896, 17408}").replace("{0.5, 0.25, 0, 1}", "{0, 0, 0, 0}")
         graph = graph.replace("{1e-5}", "{168}").replace("{2}", "{16384}")
     assert not fused(graph)
+
+
+@pytest.mark.xfail(strict=True, reason="preparation removes unused weights before it fuses")
+def test_fusing_leaves_no_weight_that_nobody_reads() -> None:
+    assert set(prepared(norm()).graph.initializers) == {"g", "b"}
+
+
+# --- what ONNX Runtime fuses by itself ------------------------------------------------------------------------------
+
+
+def _behind_a_product(*changes: tuple[str, str], inputs: str = "float[2,3,4] x") -> str:
+    """A LayerNorm of a half value: its body stays FP32, its scale and bias would be half."""
+    weights = WEIGHTS[:-1] + ", float[4,4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}>"
+    graph = norm(*changes, inputs=inputs, weights=weights)
+    return graph.replace("(x)", "(z)").replace("Sub(x,", "Sub(z,").replace("{ [mean]", "{ z = MatMul(x, w)\n [mean]")
+
+
+@pytest.mark.parametrize(
+    "changes,fuse",
+    [
+        ((), True),
+        ((), False),
+        ((("Mul(n, g)", "Mul(n, h)"),), True),
+        ((("Add(s, b)", "Add(s, h)"),), True),
+    ],
+    ids=["fused", "not fused", "computed scale", "computed bias"],
+)
+def test_a_norm_loads_at_default_optimisation(
+    changes: tuple[tuple[str, str], ...], fuse: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """ORT's own LayerNormFusion (from opset 17 on) looks through Casts: a half scale beside an FP32 body is a type error."""
+    if changes or not fuse:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="the norm's body is FP32, its last Mul and Add are half"))
+    inputs = "float[2,3,4] x, float[4] h" if changes else "float[2,3,4] x"
+    source = tmp_path / "model.onnx"
+    onnx.save(ir.to_proto(model(_behind_a_product(*changes, inputs=inputs))), source)
+    result = halfconv.convert(source, fuse=fuse, check=False)
+    outcome = run(result.output)
+    assert outcome.level == "ALL", outcome.stumbled
