@@ -100,7 +100,7 @@ def make_gpu() -> str:
     run = f"{content['machine']['card'].split(',')[0]}, onnxruntime-gpu {content['versions']['onnxruntime-gpu']}, {content['date']}"
     lines += [
         "",
-        f"The table has the models that both converted in that run ({run}; the figures are in",
+        f"The table has the models on which both were tried in that run ({run}; the figures are in",
         f"`{RESULTS.relative_to(ROOT).as_posix()}`). halfconv converted {len(halfconvs)} models; {len(good)} of them stay",
         f"within {TOLERANCE:g}, the others are: {', '.join(rest)}.",
     ]
