@@ -134,11 +134,6 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-#: Bugs known when this was written; strict, so that a repair makes itself known.
-def error_cases() -> list[Any]:
-    return [pytest.param(name, id=name) for name in ERRORS]
-
-
 @pytest.fixture
 def bad_inputs(folder: Path, model: Path) -> None:
     (folder / "sub").mkdir()
@@ -151,7 +146,7 @@ def bad_inputs(folder: Path, model: Path) -> None:
     os.mkfifo(folder / "pipe")
 
 
-@pytest.mark.parametrize("name", error_cases())
+@pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("as_json", [False, True], ids=["console", "json"])
 def test_error_is_one_line_and_leaves_nothing(
     name: str, as_json: bool, bad_inputs: None, cli: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
