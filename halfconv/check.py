@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from halfconv.errors import CheckFailed, EnvironmentProblem
 from halfconv.graph.schema import signature
+from halfconv.runtime import load_check
 from halfconv.runtime.load_check import LEVELS
 
 __all__ = ["CheckResult", "check_file", "require_runtime", "runtime_package"]
@@ -167,7 +168,8 @@ def _provider(target: str) -> str:
 
 def _load(path: Path, level: str, provider: str) -> tuple[str, str]:
     """Open a session in a child process; return what went wrong ("" if nothing) and the runtime's version."""
-    command = [sys.executable, "-m", "halfconv.runtime.load_check", str(path), level, provider]
+    # By path and without the script's folder on the import path: the child need not find halfconv, and nothing shadows a package.
+    command = [sys.executable, "-P", load_check.__file__, str(path), level, provider]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:

@@ -325,8 +325,11 @@ def convert(
         source_path, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, on_stage=on_stage
     )
     check_output_path(source_path, target_path, planned.source.data_files)
+    profile = profile_path(target_path)
+    if profile.exists() and any(profile.samefile(file) for file in (source_path, *planned.source.data_files)):
+        raise UsageError(f"the run profile of {target_path} would overwrite the input {profile}", "another -o")
     if save_plan is not None:
-        files = (source_path, target_path, profile_path(target_path), *planned.source.data_files)
+        files = (source_path, target_path, profile, *planned.source.data_files)
         check_side_file(Path(save_plan), files)
     clock = _Clock(on_stage)
     clock.seconds = planned.seconds

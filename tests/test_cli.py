@@ -378,7 +378,6 @@ def test_input_is_not_touched(cli: Any, model: Path) -> None:
     assert (model.stat().st_mtime_ns, model.stat().st_ino) == (state.st_mtime_ns, state.st_ino)
 
 
-@pytest.mark.xfail(strict=True, reason="the profile's path is not compared with the input's")
 def test_input_named_like_the_profile_is_not_touched(cli: Any, model: Path, folder: Path) -> None:
     named = model.rename(folder / "o.onnx.profile.json")
     content = named.read_bytes()

@@ -78,8 +78,7 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
         common.TopologicalSortPass()(model)
     except Exception:
         raise InputError(f"{label}: the graph has a cycle", "export it again") from None
-    DetachDeadGraphsPass()(model)
-    common.RemoveUnusedNodesPass()(model)
+    _sweep(model)
     # The pass reports a failure by a logged traceback; a model that it cannot infer is planned with the types it declares.
     logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.CRITICAL)
     # onnx-ir cannot hold maps, which inference finds behind ZipMap: such a model keeps the shapes it declares.
@@ -92,6 +91,7 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
         fused(model)
         if fused.count:
             done.fusions["LayerNormalization"] = fused.count
+            _sweep(model)
     return done
 
 
@@ -104,6 +104,12 @@ def _check_operators(model: ir.Model, label: str) -> None:
                 f"{label}: node '{node.name or ''}' has operator {node.op_type}, unknown in opset {version}",
                 "pip install -U onnx, or export with a newer opset",
             )
+
+
+def _sweep(model: ir.Model) -> None:
+    """Remove what nobody reads."""
+    DetachDeadGraphsPass()(model)
+    common.RemoveUnusedNodesPass()(model)
 
 
 class UniqueNamesPass(ir.passes.InPlacePass):
@@ -162,18 +168,19 @@ class DetachDeadGraphsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
         changed = False
-        for graph in model.graphs():
-            dead: set[ir.Node] = set()
+        dead: set[ir.Node] = set()
+        for graph in reversed(list(model.graphs())):  # inner graphs first: a dead node inside one reads nothing
             for node in reversed(graph):
-                used = any(o.is_graph_output() or any(use.node not in dead for use in o.uses()) for o in node.outputs)
-                if used:
+                if any(o.is_graph_output() or any(use.node not in dead for use in o.uses()) for o in node.outputs):
                     continue
                 dead.add(node)
                 for _, body in subgraphs(node):
                     for inner in ir.traversal.RecursiveGraphIterator(body):
-                        for index in range(len(inner.inputs)):
-                            inner.replace_input_with(index, None)
-                            changed = True
+                        dead.add(inner)
+                        for index, value in enumerate(inner.inputs):
+                            if value is not None:
+                                inner.replace_input_with(index, None)
+                                changed = True
         return ir.passes.PassResult(model, modified=changed)
 
 

@@ -1,4 +1,4 @@
-"""Load a model in ONNX Runtime, in a process of its own: ``python -m halfconv.runtime.load_check MODEL LEVEL PROVIDER``.
+"""Load a model in ONNX Runtime, in a process of its own: ``python load_check.py MODEL LEVEL PROVIDER``.
 
 A session on a converted model may end the process (ONNX Runtime 1.32 does so at ORT_ENABLE_ALL on some valid FP16 models), so
 `halfconv.check` opens none itself. The answer is one line of JSON on standard output.

@@ -148,8 +148,6 @@ def test_without_fusing_nothing_changes() -> None:
         ("the other way round", norm(("Div(d, r)", "Div(r, d)"))),
         ("mean minus x", norm(("Sub(x, m)", "Sub(m, x)"))),
         ("an input that is not centred", norm(("Pow(d, two)", "Pow(x, two)"))),
-        ("a scale that is computed", norm(("Mul(n, g)", "Mul(n, h)"), inputs="float[2,3,4] x, float[4] h")),
-        ("a bias that is computed", norm(("Add(s, b)", "Add(s, h)"), inputs="float[2,3,4] x, float[4] h")),
         ("a scale of another axis", norm(weights=WEIGHTS.replace("float[4] g = {1, 2, 3, 4}", "float[3,1] g = {1, 2, 3}"))),
         ("a scalar scale", norm(weights=WEIGHTS.replace("float[4] g = {1, 2, 3, 4}", "float g = {2}"))),
         ("no bias", norm(("[add] y = Add(s, b)", "[id] y = Identity(s)"))),
@@ -210,7 +208,6 @@ def test_only_fp32_norms_are_fused(kind: str) -> None:
     assert not fused(graph)
 
 
-@pytest.mark.xfail(strict=True, reason="preparation removes unused weights before it fuses")
 def test_fusing_leaves_no_weight_that_nobody_reads() -> None:
     assert set(prepared(norm()).graph.initializers) == {"g", "b"}
 
@@ -239,8 +236,9 @@ def test_a_norm_loads_at_default_optimisation(
     changes: tuple[tuple[str, str], ...], fuse: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """ORT's own LayerNormFusion (from opset 17 on) looks through Casts: a half scale beside an FP32 body is a type error."""
-    if changes or not fuse:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="the norm's body is FP32, its last Mul and Add are half"))
+    if not fuse:
+        reason = "with --no-fuse ORT takes the half input from behind our Cast beside FP32 weights; reported, and in the profile"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     inputs = "float[2,3,4] x, float[4] h" if changes else "float[2,3,4] x"
     source = tmp_path / "model.onnx"
     onnx.save(ir.to_proto(model(_behind_a_product(*changes, inputs=inputs))), source)

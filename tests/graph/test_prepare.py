@@ -97,7 +97,6 @@ def test_no_value_has_a_reader_outside_the_model() -> None:
             assert value is None or {use.node for use in value.uses()} <= alive
 
 
-@pytest.mark.xfail(strict=True, reason="a dead node inside a live branch still counts as a reader when dead graphs are looked for")
 def test_what_a_dead_node_in_a_living_branch_keeps_alive_goes_too() -> None:
     graph = (
         "(float[2] x, bool c) => (float[2] y) { a = Exp(x)\n d = If(c) <then_branch = g () => (float[2] t) { t = Relu(a) },"
