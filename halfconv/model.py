@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto
 
 from halfconv.errors import InputError, UnsupportedModel
+from halfconv.graph.validate import check_names
 
 __all__ = ["MIN_OPSET", "SourceModel", "load"]
 
@@ -87,7 +88,11 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
         raise InputError(f"{file}: not an ONNX model (it holds no graph)", "the .onnx file that your exporter wrote")
     digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
     raw.close()
+    check_names(proto, str(file))
     _check_versions(proto, file)
+    for value in proto.graph.input:  # onnx's shape inference dies on some operators that read such an input
+        if value.type.WhichOneof("value") is None:
+            raise InputError(f"{file}: input '{value.name}' declares no type", "export it again")
     for graph in _graphs(proto):
         _check_names(graph, file)
         _make_dense(graph, file)
@@ -223,7 +228,9 @@ def _check_tensor(tensor: TensorProto, file: Path, external: set[Path]) -> None:
         dtype = ir.DataType(tensor.data_type)
     except ValueError:
         raise InputError(f"{label} has the unknown element type {tensor.data_type}", "pip install -U onnx-ir") from None
-    if dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+    if dtype == ir.DataType.UNDEFINED:
+        raise InputError(f"{label} has no element type", "export it again")
+    if dtype == ir.DataType.STRING:
         return
     count = math.prod(tensor.dims)
     needed = math.ceil(count * dtype.bitwidth / 8)
@@ -251,7 +258,13 @@ def _check_external(tensor: TensorProto, needed: int, label: str, file: Path) ->
     except ValueError:
         raise InputError(f"{label}: external offset or length is no number", "export it again") from None
     target: Path = folder / location
-    if not location or "\0" in location or Path(location).is_absolute() or not target.resolve().is_relative_to(folder.resolve()):
+    if (
+        not location
+        or "\0" in location
+        or location.endswith(("/", "\\"))
+        or Path(location).is_absolute()
+        or not target.resolve().is_relative_to(folder.resolve())
+    ):
         raise InputError(
             f"{label}: its data file '{location}' lies outside the model's folder {folder}",
             "copy the data file beside the model",

@@ -18,6 +18,7 @@ from halfconv.graph.lift import LiftClipPass
 from halfconv.graph.names import subgraphs
 from halfconv.graph.schema import signature
 from halfconv.graph.typegroups import is_weight
+from halfconv.graph.validate import check_functions, check_nodes
 
 __all__ = [
     "DetachDeadGraphsPass",
@@ -56,6 +57,7 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
         UnsupportedModel: A function cannot be inlined.
     """
     done = Prepared()
+    check_functions(model, label)
     try:
         if model.functions:
             common.InlinePass()(model)
@@ -65,6 +67,7 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
             f"{label}: its functions cannot be inlined: {error}", "onnx.inliner.inline_local_functions on it"
         ) from None
     _check_operators(model, label)
+    check_nodes(model, label)
     unique = UniqueNamesPass()
     unique(model)
     done.notes += unique.notes
@@ -250,7 +253,9 @@ class InferTypesPass(ir.passes.InPlacePass):
             }
             for index, output in enumerate(node.outputs):
                 variable = found.output_variable(index)
-                inferred = self._type(node, index, output, bound.get(variable), found.allowed.get(variable, frozenset()))
+                inferred = self._type(
+                    node, index, output, bound.get(variable), found.allowed.get(variable.partition("@")[0], frozenset())
+                )
                 if inferred is not None and inferred != output.type:
                     output.type = inferred
                     changed = True

@@ -115,6 +115,8 @@ class RewritePass(ir.passes.InPlacePass):
         for value, group in self.groups.produced.items():
             if self.half[group]:
                 value.dtype = self.to
+                if value.is_initializer() and value.const_value is not None:  # the default of an input that callers may override
+                    value.const_value = half_tensor(value.const_value, self.to, value.name or "")
                 changed = True
         for node in self._nodes:
             outputs = [o for o in node.outputs if o in self.groups.produced]

@@ -834,3 +834,77 @@ def test_the_result_counts_what_is_in_the_file(folder: Path) -> None:
     entries = result.to_dict()
     assert entries["values"] == result.values and entries["output"] == str(result.output)
     assert HALF in {t.data_type for t in converted.model.graph.initializer}
+
+
+# --- damaged graphs -------------------------------------------------------------------------------------------------
+
+
+def _damaged(change: str) -> onnx.ModelProto:
+    """A small valid model with one thing wrong."""
+    made = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> main (float[2] x, bool c) => (float[2] y)'
+        " { f = Cast<to = 1>(x)\n q = Sqrt(f)\n y = If(c) <then_branch = t () => (float[2] o) { o = Neg(q) },"
+        " else_branch = e () => (float[2] p) { p = Abs(q) }> }"
+    )
+    cast, root, branch = made.graph.node
+    if change == "no input":
+        del root.input[:]
+    elif change == "an empty input":
+        root.input[0] = ""
+    elif change == "attribute kind":
+        cast.attribute[0].CopyFrom(onnx.helper.make_attribute("to", "float"))
+    elif change == "attribute without type":
+        cast.attribute[0].type = onnx.AttributeProto.UNDEFINED
+    elif change == "missing attribute":
+        del cast.attribute[:]
+    elif change == "outer result":
+        branch.attribute[0].g.output[0].name = "q"
+    elif change == "too many results":
+        branch.attribute[0].g.output.append(branch.attribute[0].g.output[0])
+    elif change == "untyped input":
+        made.graph.input[0].ClearField("type")
+    return made
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "no input",
+        "an empty input",
+        "attribute kind",
+        "attribute without type",
+        "missing attribute",
+        "outer result",
+        "too many results",
+        "untyped input",
+    ],
+)
+def test_a_damaged_graph_is_refused_in_one_line(change: str, folder: Path) -> None:
+    source = folder / "model.onnx"
+    source.write_bytes(_damaged(change).SerializeToString())
+    with pytest.raises(halfconv.InputError) as caught:
+        halfconv.convert(source)
+    assert "try:" in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx"]
+
+
+def test_a_name_that_is_no_text_is_refused(folder: Path) -> None:
+    source = folder / "model.onnx"
+    source.write_bytes(_damaged("").SerializeToString().replace(b"Sqrt", b"Sq\xff\xfe"))
+    with pytest.raises(halfconv.InputError, match="not UTF-8"):
+        halfconv.convert(source)
+
+
+@pytest.mark.parametrize("levels", [40, 16])
+def test_functions_that_explode_are_refused(levels: int, folder: Path) -> None:
+    body = "".join(
+        f'<domain: "f", opset_import: ["" : 17, "f" : 1]>\nf{i} (x) => (y) {{ a = f.f{i - 1}(x)\n y = f.f{i - 1}(a) }}\n'
+        for i in range(1, levels)
+    )
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17, "f" : 1]>\nmain (float[2] x) => (float[2] y) {{ y = f.f{levels - 1}(x) }}\n'
+        f'<domain: "f", opset_import: ["" : 17]>\nf0 (x) => (y) {{ y = Relu(x) }}\n{body}'
+    )
+    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
+    with pytest.raises(halfconv.UnsupportedModel, match="calls"):
+        halfconv.convert(folder / "model.onnx")

@@ -1,0 +1,166 @@
+"""Refuse a graph whose nodes do not fit their operators, before later stages rely on it.
+
+A damaged file can parse and still hold a Cast without input or a Loop whose body takes other values: each such defect is named
+here, once, so that no stage has to expect it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import onnx
+import onnx_ir as ir
+
+from halfconv.errors import InputError, UnsupportedModel
+from halfconv.graph.names import subgraphs
+
+__all__ = ["MAX_CALLS", "check_functions", "check_names", "check_nodes"]
+
+#: Calls of model functions that inlining may have to expand.
+MAX_CALLS = 20_000
+ADVICE = "export it again; onnx.checker.check_model names the defect"
+
+
+@lru_cache(maxsize=2048)
+def _schema(domain: str, op_type: str, version: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def check_names(proto: onnx.ModelProto, label: str) -> None:
+    """Refuse names that are no text: protobuf hands out bytes that are not UTF-8 as they are.
+
+    Raises:
+        InputError: With the first such name.
+    """
+    for name in _outer_texts(proto):
+        if not isinstance(name, str):
+            raise InputError(f"{label}: the text {bytes(name)!r} is not UTF-8", "export or download it again")
+    for graph in _all_graphs(proto):
+        values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+        names = [value.name for value in values]
+        for node in graph.node:
+            names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+            names += [entry.key for entry in node.metadata_props] + [entry.value for entry in node.metadata_props]
+        for name in names:
+            if not isinstance(name, str):
+                raise InputError(f"{label}: the name {bytes(name)!r} is not UTF-8 text", "export or download it again")
+
+
+def _outer_texts(proto: onnx.ModelProto) -> Iterator[str]:
+    yield from (proto.domain, proto.producer_name, proto.producer_version, proto.graph.name)
+    for entry in proto.opset_import:
+        yield entry.domain
+    for pair in (*proto.metadata_props, *proto.graph.metadata_props):
+        yield from (pair.key, pair.value)
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
+        for entry in function.opset_import:
+            yield entry.domain
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        yield value.doc_string
+        for dim in value.type.tensor_type.shape.dim:
+            yield dim.dim_param
+
+
+def _all_graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    bodies = [onnx.GraphProto(node=function.node) for function in proto.functions]
+    todo = [proto.graph, *bodies]
+    while todo:
+        graph = todo.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                todo += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def check_functions(model: ir.Model, label: str) -> None:
+    """Refuse functions that call themselves, or whose expansion explodes.
+
+    Raises:
+        UnsupportedModel: Inlining would not end, or not in reasonable time.
+    """
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    active: set[ir.OperatorIdentifier] = set()
+
+    def calls(nodes: Iterator[ir.Node]) -> int:
+        return sum(1 + size(node.op_identifier()) for node in nodes if node.op_identifier() in model.functions)
+
+    def size(identifier: ir.OperatorIdentifier) -> int:
+        if identifier in active:
+            raise UnsupportedModel(f"{label}: function {identifier[1]} calls itself", "export it again")
+        if identifier not in sizes:
+            active.add(identifier)
+            sizes[identifier] = calls(ir.traversal.RecursiveGraphIterator(model.functions[identifier].graph))
+            active.discard(identifier)
+        return sizes[identifier]
+
+    total = calls(ir.traversal.RecursiveGraphIterator(model.graph))
+    if total > MAX_CALLS:
+        raise UnsupportedModel(
+            f"{label}: its functions expand to {total:,} calls, more than {MAX_CALLS:,}",
+            "onnx.inliner.inline_local_functions on it",
+        )
+
+
+def check_nodes(model: ir.Model, label: str) -> None:
+    """Refuse nodes that do not fit their schemas, and subgraphs that do not fit their nodes.
+
+    Raises:
+        InputError: With the node and what is wrong.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        where = f"{label}: node '{node.name or ''}' ({node.op_type})"
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.UNDEFINED:
+                raise InputError(f"{where} has attribute '{attribute.name}' without a type", ADVICE)
+        version = model.opset_imports.get(node.domain)
+        schema = _schema(node.domain, node.op_type, version) if version is not None else None
+        if schema is not None:
+            _check_node(node, schema, where)
+        if not node.domain:
+            _check_bodies(node, where, version or 1)
+
+
+def _check_node(node: ir.Node, schema: onnx.defs.OpSchema, where: str) -> None:
+    count = len(node.inputs)
+    if not schema.min_input <= count <= schema.max_input:
+        raise InputError(f"{where} has {count} inputs, its operator takes {schema.min_input} to {schema.max_input}", ADVICE)
+    if not schema.min_output <= len(node.outputs) <= schema.max_output:
+        raise InputError(f"{where} has {len(node.outputs)} outputs, its operator gives {schema.max_output} at most", ADVICE)
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for index, formal in enumerate(schema.inputs[:count]):
+        if formal.option == single and node.inputs[index] is None:
+            raise InputError(f"{where} lacks its input '{formal.name}'", ADVICE)
+    for name, formal_attribute in schema.attributes.items():
+        attribute = node.attributes.get(name)
+        if attribute is None:
+            if formal_attribute.required:
+                raise InputError(f"{where} lacks its attribute '{name}'", ADVICE)
+        elif attribute.type != ir.AttributeType[str(formal_attribute.type).rpartition(".")[2]] and not attribute.is_ref():
+            raise InputError(f"{where} has attribute '{name}' of kind {attribute.type.name}", ADVICE)
+
+
+def _check_bodies(node: ir.Node, where: str, version: int) -> None:
+    for attribute, body in subgraphs(node):
+        for value in body.outputs:
+            if not (value.graph is body and (value.producer() is not None or value.is_graph_input() or value.is_initializer())):
+                raise InputError(f"{where}: its {attribute} returns '{value.name}', which it does not compute", ADVICE)
+        takes, gives = len(body.inputs), len(body.outputs)
+        if node.op_type == "If":
+            fits = gives == len(node.outputs) and takes == 0
+        elif node.op_type == "Loop":
+            fits = takes == len(node.inputs) and gives == len(node.outputs) + 1
+        elif node.op_type == "Scan":
+            fits = takes == len(node.inputs) - (1 if version < 9 else 0) and gives == len(node.outputs)
+        else:
+            continue
+        if not fits:
+            raise InputError(
+                f"{where}: its {attribute} takes {takes} and returns {gives} values, the node has {len(node.inputs)} inputs and "
+                f"{len(node.outputs)} outputs",
+                ADVICE,
+            )
