@@ -22,7 +22,7 @@ from halfconv.graph.typegroups import TypeGroups
 from halfconv.model import SourceModel, load
 from halfconv.precision.constants import WeightStats, constant_ranges, weight_stats
 from halfconv.precision.plan import PlannedValue, PrecisionPlan
-from halfconv.precision.planner import Assignment, assign, build_plan, structure_hash
+from halfconv.precision.planner import Assignment, assign, build_plan, keep_all, structure_hash
 from halfconv.precision.rewrite import RewritePass
 from halfconv.precision.rules import Decision, Rules, Strength, decisions
 from halfconv.profile import profile_path, write_profile
@@ -241,6 +241,8 @@ def plan_model(
                 for node in match.nodes
             ]
         assignment = assign(source.model, names, groups, decided, half_inputs, half_outputs)
+        if _converted(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs:
+            assignment = keep_all(groups)  # converting twice changes nothing
         options = {**rules.to_dict(), **({} if fuse else {"fuse": False})}
         if half_inputs or half_outputs:
             options["half_io"] = sorted(half_inputs | half_outputs)
@@ -335,7 +337,7 @@ def convert(
     clock.seconds = planned.seconds
     ir_model, source = planned.source.model, planned.source
     warnings = [*planned.prepared.notes, *planned.assignment.overruled, *_remarks(planned, to)]
-    converted = ir_model.metadata_props.get(f"{METADATA_PREFIX}to") == to
+    converted = _converted(ir_model, to)
     with clock.stage("rewrite"):
         rewrite = RewritePass(planned.groups, planned.assignment.half, planned.names, planned.dtype)
         rewrite(ir_model)
@@ -381,6 +383,10 @@ def convert(
     )
 
 
+def _converted(model: ir.Model, to: str) -> bool:
+    return model.metadata_props.get(f"{METADATA_PREFIX}to") == to
+
+
 def _half_borders(
     source: SourceModel, half_io: bool | Iterable[str], keep_io: Iterable[str]
 ) -> tuple[frozenset[str], frozenset[str]]:
@@ -410,7 +416,7 @@ def _remarks(planned: Planned, to: str) -> Iterator[str]:
     """Say plainly what kind of model it was, where that is not the plain case."""
     model, plan = planned.source.model, planned.plan
     by = model.metadata_props.get(f"{METADATA_PREFIX}version")
-    if by and model.metadata_props.get(f"{METADATA_PREFIX}to") == to:
+    if by and _converted(model, to):
         yield f"already converted to {to} by halfconv {by}"
     kinds = {o.dtype for node in planned.names.nodes() for o in node.outputs if o.name}
     held = {v.dtype for g in model.graphs() for v in g.initializers.values()}

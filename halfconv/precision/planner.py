@@ -20,7 +20,7 @@ from halfconv.precision.plan import PlannedValue, PrecisionPlan
 from halfconv.precision.rewrite import cast_ids
 from halfconv.precision.rules import Decision, Strength
 
-__all__ = ["Assignment", "Verdict", "assign", "build_plan", "structure_hash"]
+__all__ = ["Assignment", "Verdict", "assign", "build_plan", "keep_all", "structure_hash"]
 
 #: A model that reads weights of more elements is worth converting even if it only moves them.
 WORTH_STORING = 1024
@@ -102,6 +102,13 @@ def assign(
                 overruled[f"{winner.reason} beats: {loser.reason} (node '{names.node[decision.node]}')"] = None
     half = _cut(groups, verdicts)
     return Assignment(half, verdicts, list(overruled))
+
+
+def keep_all(groups: TypeGroups) -> Assignment:
+    """Leave every FP32 value of a model as it is: it was converted before."""
+    count = 1 + max([*groups.produced.values(), *groups.read.values(), *groups.returned.values()], default=-1)
+    why = "the model was converted before, and this value was left in FP32"
+    return Assignment([False] * count, {g: Verdict(False, Strength.BLOCK_LIST, why, "converted", "", "") for g in range(count)}, [])
 
 
 def _forced(why: Forced) -> Verdict:
@@ -193,7 +200,11 @@ def _leave_copies(
     readers: Mapping[ir.Value, set[int]],
     border: set[int],
 ) -> None:
-    """Leave in FP32 what moves numbers at the model's border, where that needs no more Casts: they arrive exact."""
+    """Leave in FP32 what stands at the model's border, where that needs no more Casts.
+
+    Numbers that are only moved arrive exact; and an input that is standardised, or goes straight into a Softmax, keeps the digits
+    that the first subtraction leaves over.
+    """
     touching: dict[int, list[ir.Value]] = defaultdict(list)
     for value, reading in readers.items():
         for group in {groups.produced[value], *reading}:
@@ -202,15 +213,35 @@ def _leave_copies(
     def casts(values: Iterable[ir.Value]) -> int:
         return sum(any(half[r] != half[groups.produced[v]] for r in readers[v]) for v in values)
 
-    for group, values in touching.items():
-        if not half[group] or group in verdicts or _is_useful(groups, group):
+    exact = set(border)
+    for group, values in touching.items():  # in the order of the graph, so that x − mean goes before its division
+        if not half[group] or group in verdicts:
             continue
-        if not any(groups.produced[v] in border or readers[v] & border for v in values):
+        moves = not _is_useful(groups, group) and any(groups.produced[v] in border or readers[v] & border for v in values)
+        first = _is_first(groups, group, exact)
+        if not (moves or first):
             continue
         before = casts(values)
         half[group] = False
-        if casts(values) >= before:
+        if casts(values) > before - (0 if first else 1):
             half[group] = True
+        else:
+            exact.add(group)
+
+
+def _is_first(groups: TypeGroups, group: int, exact: set[int]) -> bool:
+    """Tell whether a group is one node that works on FP32 inputs of the model and constants only."""
+    nodes = groups.nodes.get(group, ())
+    if len(nodes) != 1 or nodes[0].domain:
+        return False
+    node = nodes[0]
+    reads = [value for value in node.inputs if value in groups.produced]
+    if not reads or any(groups.produced[value] not in exact for value in reads if value is not None):
+        return False
+    if node.op_type in ("LogSoftmax", "Softmax"):
+        return True
+    weights = [value for value in node.inputs if value is not None and is_weight(value)]
+    return node.op_type in ("Add", "Div", "Mul", "Sub") and len(reads) == 1 and bool(weights)
 
 
 def _is_useful(groups: TypeGroups, group: int) -> bool:
@@ -246,7 +277,9 @@ def build_plan(
         if verdict is None:
             owners = groups.nodes.get(group)
             node, op = (names.node[owners[0]], owners[0].op_type) if owners else ("", "")
-            verdict = Verdict(False, Strength.MIN_CUT, "its neighbours are FP32: half would only add Casts", "min-cut", node, op)
+            verdict = Verdict(
+                False, Strength.MIN_CUT, "half would only add Casts, or round what arrives in FP32", "min-cut", node, op
+            )
         values.append(
             PlannedValue(
                 names.value[value],

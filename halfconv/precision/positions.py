@@ -32,6 +32,13 @@ COORDINATES: dict[str, tuple[int, ...]] = {
     "NonMaxSuppression": (0, 1),
     "RoiAlign": (1,),
 }
+NORMS = frozenset(
+    {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"}
+)  # fmt: skip
+#: Types whose numbers may lie beyond half's range.
+WIDE = frozenset(
+    {ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64, ir.DataType.DOUBLE}
+)  # fmt: skip
 ANGLES = frozenset({"Cos", "Sin", "Tan"})
 COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 
@@ -51,6 +58,13 @@ def shape_arithmetic(nodes: Sequence[ir.Node]) -> Iterator[Match]:
             path = backward(inputs_of(node), lambda n: op(n) in ARITHMETIC | EXACT_OPS, limit=40)
             what = "a truth value" if node.outputs[0].dtype == ir.DataType.BOOL else "an integer"
             yield Match((node, *path), node, f"it becomes {what}, which half precision would change")
+        elif kind in NORMS and node.inputs and node.inputs[0] is not None:
+            path = backward([node.inputs[0]], lambda n: op(n) in ARITHMETIC | EXACT_OPS, limit=12)
+            wide = [n for n in path if op(n) == "Cast" and n.inputs[0] is not None and n.inputs[0].dtype in WIDE]
+            if wide:
+                yield Match(
+                    (node, *path), wide[0], "large integers or doubles reach it, which half cannot hold before they are normalised"
+                )
         elif kind in ("Loop", "Scan"):
             for update in _accumulators(node):
                 yield Match((node, update), update, "it adds up over iterations, and half stops counting at 2,048")
