@@ -16,8 +16,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from halfconv.errors import CheckFailed, EnvironmentProblem
-from halfconv.graph.schema import signature
+from halfconv.errors import CheckFailed, EnvironmentProblem, InputError
+from halfconv.graph.schema import known_to_onnx, signature
 from halfconv.runtime import load_check
 from halfconv.runtime.load_check import LEVELS
 
@@ -93,7 +93,7 @@ def require_runtime() -> str:
     return name
 
 
-def check_file(path: Path, promised: Promise, model: ir.Model, target: str) -> CheckResult:
+def check_file(path: Path, promised: Promise, model: ir.Model, target: str, source: Path) -> CheckResult:
     """Check a written model.
 
     Args:
@@ -101,8 +101,10 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str) -> C
         promised: The inputs and outputs that it must have.
         model: The same model in memory, for its operators and weights.
         target: Where it will run.
+        source: The file that was converted: what it fails too is not the conversion's fault.
 
     Raises:
+        InputError: The source itself fails the check.
         CheckFailed: The checker refuses it, the interface differs, or no session loads at any level.
         EnvironmentProblem: No runtime is installed.
     """
@@ -112,17 +114,22 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str) -> C
         v.name for side in promised for v in side if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape")
     ]
     notes = []
-    if shapeless:
+    own = sorted({n.op_type for n in ir.traversal.RecursiveGraphIterator(model.graph) if _is_runtimes_own(n, model)})
+    if own:
+        notes.append(f"onnx's checker was left out: it does not know {', '.join(own)}, which ONNX Runtime's optimiser wrote")
+    elif shapeless:
         notes.append(f"onnx's checker was left out: it refuses '{shapeless[0]}', for which the source declares no shape")
     else:
         try:
             onnx.checker.check_model(str(path), full_check=not foreign)
         except Exception as error:
+            _blame_source(source, full_check=not foreign)
             raise CheckFailed(f"onnx's checker refuses the converted model: {_first_line(error)}", "report it") from None
+    checked = not (own or shapeless)
     _check_interface(path, promised)
     if foreign:
         note = f"no session was tried: it holds operators of {', '.join(foreign)}, which need their own library"
-        return CheckResult(not shapeless, None, "", "", "", (*notes, note))
+        return CheckResult(checked, None, "", "", "", (*notes, note))
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     levels = LEVELS if weights <= BIG_BYTES else LEVELS[-1:]
     provider = _provider(target)
@@ -132,9 +139,29 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str) -> C
     for level in levels:
         problem, version = _load(path, level, provider)
         if not problem:
-            return CheckResult(not shapeless, True, level, provider, version, tuple(notes))
+            return CheckResult(checked, True, level, provider, version, tuple(notes))
         notes.append(f"ONNX Runtime fails at {level}: {problem}")
+    source_problem, _ = _load(source, LEVELS[-1], "CPUExecutionProvider")
+    if source_problem:
+        if any(v.dtype == ir.DataType.BFLOAT16 for node in ir.traversal.RecursiveGraphIterator(model.graph) for v in node.outputs):
+            note = "no session could be tried: the source holds BF16 values, which ONNX Runtime's CPU provider cannot run"
+            return CheckResult(checked, None, "", "", version, (*notes[:1], note) if not checked else (note,))
+        raise InputError(f"{source}: ONNX Runtime cannot load the source itself: {source_problem}", "export it again")
     raise CheckFailed(f"the converted model loads at no optimisation level: {problem}", "--block-op on the operator it names")
+
+
+def _blame_source(source: Path, *, full_check: bool) -> None:
+    """Raise if the source fails the checker too."""
+    try:
+        onnx.checker.check_model(str(source), full_check=full_check)
+    except Exception as error:
+        raise InputError(f"{source}: onnx's checker refuses the source itself: {_first_line(error)}", "export it again") from None
+
+
+def _is_runtimes_own(node: ir.Node, model: ir.Model) -> bool:
+    """Tell whether a node of ONNX's domain has an operator that only ONNX Runtime knows there."""
+    version = model.opset_imports.get(node.domain)
+    return node.domain in ("", "ai.onnx") and not known_to_onnx(node.domain, node.op_type, version)
 
 
 def _check_interface(path: Path, promised: Promise) -> None:

@@ -355,7 +355,7 @@ def convert(
     ):
         if check:
             with clock.stage("check"):
-                checked = check_file(written, promised, ir_model, target)
+                checked = check_file(written, promised, ir_model, target, source_path)
         # Before the model takes its place, so that a full disk leaves neither.
         write_profile(target_path, written, target, checked)
         if save_plan is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-__all__ = ["DTYPE_ATTRIBUTES", "Signature", "signature"]
+__all__ = ["DTYPE_ATTRIBUTES", "Signature", "known_to_onnx", "signature"]
 
 #: Operators whose output type is an attribute: (operator, attribute). An absent attribute means FLOAT, or the type of the
 #: first input for the ``…Like`` operators; a tensor attribute carries the type in its value.
@@ -102,7 +102,7 @@ def signature(domain: str, op_type: str, version: int | None) -> Signature | Non
         try:
             schema = onnx.defs.get_schema(op_type, version or 1, "" if domain == "ai.onnx" else domain)
         except onnx.defs.SchemaError:
-            return None
+            return _of_runtime("" if domain == "ai.onnx" else domain, op_type, version)
         variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
         constraints = {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
         formals = [
@@ -111,6 +111,15 @@ def signature(domain: str, op_type: str, version: int | None) -> Signature | Non
         ]
         is_function = bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]  # missing in onnx's stubs
         return _reduced(schema.since_version, is_function, formals, constraints)
+    return _of_runtime(domain, op_type, version)
+
+
+def known_to_onnx(domain: str, op_type: str, version: int | None) -> bool:
+    """Tell whether ONNX itself has an operator at an opset; ONNX Runtime's optimiser writes others into ONNX's domain."""
+    return onnx.defs.has(op_type, max_inclusive_version=version or 1, domain="" if domain == "ai.onnx" else domain)
+
+
+def _of_runtime(domain: str, op_type: str, version: int | None) -> Signature | None:
     found = _runtime_schemas().get((domain, op_type))
     if found is None:
         return None
@@ -145,6 +154,5 @@ def _runtime_schemas() -> dict[tuple[str, str], list[Any]]:
         return {}
     found: dict[tuple[str, str], list[Any]] = {}
     for schema in state.get_all_operator_schema():
-        if schema.domain not in ("", "ai.onnx.ml"):
-            found.setdefault((schema.domain, schema.name), []).append(schema)
+        found.setdefault((schema.domain, schema.name), []).append(schema)
     return found
