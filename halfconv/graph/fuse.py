@@ -151,7 +151,11 @@ def _match(div: ir.Node) -> tuple[list[ir.Node], ir.Value, ir.Value, ir.Value, f
 
 def _is_vector(value: ir.Value, x: ir.Value) -> bool:
     """Tell whether a value has one number per element of x's last axis; of a computed one both sizes must be known."""
-    if not is_float(value) or value.shape is None or value.shape.rank() != 1 or x.shape is None or x.shape.rank() == 0:
+    if not is_float(value) or value.shape is None or value.shape.rank() != 1:
+        return False
+    if x.shape is None:
+        return is_weight(value)
+    if x.shape.rank() == 0:
         return False
     last, size = x.shape[-1], value.shape[0]
     return last == size if isinstance(last, int) else is_weight(value)

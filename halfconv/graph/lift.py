@@ -1,37 +1,209 @@
-"""Raise a model's opset where that changes nothing but the number.
+"""Raise a model's opset, where its meaning stays the same.
 
-Between two opsets most operators only gain types. `STEPS` names, for each step that halfconv takes, the operators whose meaning
-does change; a model that uses one of them stays where it is.
+Between two opsets most operators only gain types. `STEPS` names, for each step that halfconv takes, the operators that do change,
+with what to do about a node of them: nothing (it is not affected), a rewriting, or a refusal, which leaves the model where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 __all__ = ["LiftClipPass", "lift"]
+
+#: What a step asks of one node: whether it can be taken, and how the node is rewritten for it (None: not at all).
+Rewriting = Callable[[ir.Node, "_Fresh"], None]
+Rule = tuple[Callable[[ir.Node], bool], Rewriting | None]
+
+
+#: Operators whose result has the largest rank of their inputs.
+SAME_RANK = frozenset(
+    {
+        "Add",
+        "Cast",
+        "Clip",
+        "Div",
+        "Dropout",
+        "Identity",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Slice",
+        "Softmax",
+        "Sqrt",
+        "Sub",
+        "Tanh",
+        "Where",
+    }
+)
+
+
+class _Fresh:
+    """Adds initializers under names that the model does not use yet."""
+
+    def __init__(self, model: ir.Model):
+        self.graph = model.graph
+        self.taken = {value.name for graph in model.graphs() for node in graph for value in node.outputs}
+        self.taken |= {name for graph in model.graphs() for name in graph.initializers}
+        self.taken |= {value.name for graph in model.graphs() for value in graph.inputs}
+
+    def constant(self, array: np.ndarray, hint: str) -> ir.Value:
+        name, number = hint, 1
+        while name in self.taken:
+            number += 1
+            name = f"{hint}_{number}"
+        self.taken.add(name)
+        tensor = ir.Tensor(array, name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
 
 
 def _always(node: ir.Node) -> bool:
     return True
 
 
-def _trains(node: ir.Node) -> bool:
-    return len([output for output in node.outputs if output.name]) > 1
+def _never(node: ir.Node) -> bool:
+    return False
 
 
-def _default_mode(node: ir.Node) -> bool:
-    return "coordinate_transformation_mode" not in node.attributes
+def _to_inputs(*names: str, scalar: bool = False) -> Rewriting:
+    """Turn integer attributes into inputs behind those that the node has; a missing one in the middle stays empty."""
+
+    def rewrite(node: ir.Node, fresh: _Fresh) -> None:
+        given = [node.attributes.get(name) for name in names]
+        last = max((i for i, attribute in enumerate(given) if attribute is not None), default=-1)
+        first = len(node.inputs)
+        node.resize_inputs(first + last + 1)
+        for offset, (name, attribute) in enumerate(zip(names[: last + 1], given, strict=False)):
+            if attribute is not None:
+                numbers: Sequence[int] = [attribute.as_int()] if scalar else attribute.as_ints()
+                node.replace_input_with(
+                    first + offset, fresh.constant(np.array(numbers, np.int64), f"{node.outputs[0].name}_{name}")
+                )
+                del node.attributes[name]
+
+    return rewrite
 
 
-#: Step from the opset -> operators that the next opset changes, with a test of whether this node is affected.
-STEPS: dict[int, dict[str, Callable[[ir.Node], bool]]] = {
-    11: {"Dropout": _always},  # 12: ratio became an input
-    13: {"BatchNormalization": _trains},  # 14: other outputs
-    14: {},  # 15: only types
-    15: {"RoiAlign": _default_mode},  # 16: another default for coordinate_transformation_mode
-    16: {},  # 17: only new operators
+def _clip_bounds(node: ir.Node, fresh: _Fresh) -> None:
+    bounds = [node.attributes.get(name) for name in ("min", "max")]
+    last = 2 if bounds[1] is not None else 1 if bounds[0] is not None else 0
+    node.resize_inputs(1 + last)
+    for index, (name, attribute) in enumerate(zip(("min", "max"), bounds, strict=True), start=1):
+        if attribute is not None:
+            array = np.array(attribute.as_float(), np.float32)
+            node.replace_input_with(index, fresh.constant(array, f"{node.outputs[0].name}_{name}"))
+            del node.attributes[name]
+
+
+def _clips_floats(node: ir.Node) -> bool:
+    return node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.FLOAT
+
+
+def _drop_ratio(node: ir.Node, fresh: _Fresh) -> None:
+    node.attributes.pop("ratio", None)  # it matters in training only
+
+
+def _rank(value: ir.Value | None, depth: int = 12) -> int | None:
+    """Return a value's rank; where shape inference gave up on a computed shape, it follows from what computes it."""
+    if value is None or depth == 0:
+        return None
+    if value.shape is not None:
+        return value.shape.rank()
+    node = value.producer()
+    if node is None or node.domain:
+        return None
+    if node.op_type == "Transpose" and "perm" in node.attributes:
+        return len(node.attributes["perm"].as_ints())
+    if node.op_type == "Reshape":
+        return _length(node.inputs[1])
+    if node.op_type == "Expand":
+        return _length(node.inputs[1])
+    if node.op_type in ("Squeeze", "Unsqueeze") and "axes" in node.attributes:
+        rank, change = _rank(node.inputs[0], depth - 1), len(node.attributes["axes"].as_ints())
+        return None if rank is None else rank + (change if node.op_type == "Unsqueeze" else -change)
+    if node.op_type == "Gather":
+        ranks = [_rank(read, depth - 1) for read in node.inputs]
+        return None if None in ranks else sum(rank for rank in ranks if rank is not None) - 1
+    if node.op_type in SAME_RANK:
+        ranks = [_rank(read, depth - 1) for read in node.inputs]
+        return None if None in ranks or not ranks else max(rank for rank in ranks if rank is not None)
+    return None
+
+
+def _length(shape: ir.Value | None) -> int | None:
+    """Return the number of elements of a computed shape, if it is known."""
+    if shape is None or shape.shape is None or shape.shape.rank() != 1 or not isinstance(shape.shape[0], int):
+        return None
+    return shape.shape[0]
+
+
+def _over_last_axis(node: ir.Node) -> bool:
+    """Tell whether a Softmax works on the last axis: only then does flattening, as up to opset 12, change nothing."""
+    axis = node.attributes.get_int("axis", 1)
+    rank = _rank(node.inputs[0])
+    return axis == -1 or (rank is not None and axis == rank - 1)
+
+
+def _last_axis(node: ir.Node, fresh: _Fresh) -> None:
+    node.attributes.add(ir.AttrInt64("axis", -1))
+
+
+def _one_output(node: ir.Node) -> bool:
+    return sum(bool(output.name) for output in node.outputs) == 1
+
+
+def _plain_batch_norm(node: ir.Node) -> bool:
+    return _one_output(node) and node.attributes.get_int("spatial", 1) == 1
+
+
+def _drop_spatial(node: ir.Node, fresh: _Fresh) -> None:
+    node.attributes.pop("spatial", None)
+
+
+def _names_its_mode(node: ir.Node) -> bool:
+    return "coordinate_transformation_mode" in node.attributes
+
+
+def _known_mode(node: ir.Node) -> bool:
+    return node.attributes.get_string("coordinate_transformation_mode", "") != "tf_half_pixel_for_nn"
+
+
+#: Step from the opset -> operator -> (whether the step can be taken, how the node is rewritten).
+STEPS: dict[int, dict[str, Rule]] = {
+    8: {"BatchNormalization": (_plain_batch_norm, _drop_spatial), "Scan": (_never, None), "Upsample": (_never, None)},
+    9: {
+        "Slice": (_always, _to_inputs("starts", "ends", "axes")),
+        "TopK": (_always, _to_inputs("k", scalar=True)),
+        "Upsample": (_never, None),
+    },
+    10: {
+        "Clip": (_clips_floats, _clip_bounds),
+        "Pad": (_never, None),  # pads and value became inputs
+        "Resize": (_never, None),  # other inputs, other coordinates
+        "Scatter": (_never, None),  # deprecated
+    },
+    11: {"Dropout": (_always, _drop_ratio)},
+    12: {
+        "Hardmax": (_over_last_axis, _last_axis),
+        "LogSoftmax": (_over_last_axis, _last_axis),
+        "ReduceSum": (_always, _to_inputs("axes")),
+        "Resize": (_known_mode, None),
+        "Softmax": (_over_last_axis, _last_axis),
+        "Split": (_always, _to_inputs("split")),
+        "Squeeze": (_always, _to_inputs("axes")),
+        "Unsqueeze": (_always, _to_inputs("axes")),
+    },
+    13: {"BatchNormalization": (_one_output, None)},  # other outputs when training
+    14: {},  # only types
+    15: {"RoiAlign": (_names_its_mode, None)},  # another default
+    16: {},  # only new operators
 }
 
 
@@ -39,32 +211,36 @@ def lift(model: ir.Model, opset: int) -> bool:
     """Raise the default domain's opset in place, if every step on the way leaves the model's meaning alone.
 
     Args:
-        model: A model without functions.
+        model: A model without functions, with inferred types.
         opset: The opset wanted.
 
     Returns:
-        Whether the model now has that opset, or had a newer one.
+        Whether the model now has that opset, or had a newer one; otherwise it is unchanged.
     """
     current = model.opset_imports.get("", 0)
     if current >= opset:
         return True
     nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain in ("", "ai.onnx")]
-    for step in range(current, opset):
-        if step not in STEPS:
-            return False
-        changes = STEPS[step]
-        if any(node.op_type in changes and changes[node.op_type](node) for node in nodes):
-            return False
+    steps = [STEPS.get(step) for step in range(current, opset)]
+    if any(step is None for step in steps):
+        return False
+    todo = [(node, *step[node.op_type]) for step in steps if step is not None for node in nodes if node.op_type in step]
+    if not all(possible(node) for node, possible, _ in todo):
+        return False
+    fresh = _Fresh(model)
+    for node, _, rewriting in todo:
+        if rewriting is not None:
+            rewriting(node, fresh)
     model.opset_imports[""] = opset
     return True
 
 
 class LiftClipPass(ir.passes.InPlacePass):
-    """Raise opset 11 to 12 for models with Clip: ONNX Runtime's CUDA provider has no FP16 kernel for Clip-11."""
+    """Raise a model with Clip to opset 12: ONNX Runtime's CUDA provider has no FP16 kernel for older Clips."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        if model.opset_imports.get("", 0) != 11:
+        if not 0 < model.opset_imports.get("", 0) < 12:
             return ir.passes.PassResult(model, modified=False)
-        clips = any(node.op_type == "Clip" for node in ir.traversal.RecursiveGraphIterator(model.graph))
+        clips = any(node.op_type == "Clip" and not node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph))
         return ir.passes.PassResult(model, modified=clips and lift(model, 12))
