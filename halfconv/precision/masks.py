@@ -104,7 +104,9 @@ def sinks(node: ir.Node) -> tuple[list[ir.Node], list[ir.Node], bool]:
         The selecting nodes on the way (the node itself first), the nodes that use the selected numbers, and whether some reach
         a graph's results.
     """
-    passed = [node, *forward([node], lambda n: op(n) in SELECTION_OPS - {"If", "Loop", "Scan"}, limit=60)]
+    # A pooling window holds more than padding, so what Pad adds never leaves MaxPool.
+    stop = {"If", "Loop", "Scan"} | ({"MaxPool"} if op(node) == "Pad" else set())
+    passed = [node, *forward([node], lambda n: op(n) in SELECTION_OPS - stop, limit=60)]
     uses: dict[ir.Node, None] = {}
     leaves = False
     for selecting in passed:
@@ -113,6 +115,6 @@ def sinks(node: ir.Node) -> tuple[list[ir.Node], list[ir.Node], bool]:
                 continue
             leaves |= output.is_graph_output()
             for use in output.uses():
-                if use.node not in passed:
+                if use.node not in passed and not (op(node) == "Pad" and op(use.node) == "MaxPool"):
                     uses[use.node] = None
     return passed, list(uses), leaves

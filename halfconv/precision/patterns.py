@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.graph.typegroups import is_weight
 from halfconv.precision.cost import EXACT_OPS
 from halfconv.precision.flow import backward, constant, forward, inputs_of, op, readers, scalar
 from halfconv.precision.masks import mask_sums
@@ -234,15 +235,22 @@ def _epsilon(node: ir.Node) -> float | None:
 def small_sources(start: Iterator[ir.Value]) -> list[ir.Node]:
     """Return what computes a number that may be small, back to where it is a square or a heavy operator's result.
 
-    A matrix product between the squares and the division (a mel filter bank, say) belongs to it.
+    A matrix product with a weight between the squares and the division (a mel filter bank) belongs to it.
     """
     values = list(start)
     near = backward(values, lambda n: op(n) in SMALL_MAKERS, _ends_at_square, 40)
-    wide = backward(values, lambda n: op(n) in SMALL_MAKERS | {"MatMul", "Gemm", "Conv"}, _ends_at_square, 12)
-    products = [n for n in wide if op(n) in ("MatMul", "Gemm", "Conv") and n not in near]
-    if products and any(_is_square(n) for n in wide):
-        return list(dict.fromkeys([*near, *wide]))
-    return near
+    values += [value for node in near for value in inputs_of(node)]
+    banks = [p for value in values if (p := value.producer()) is not None and _filters_squares(p)]
+    return list(dict.fromkeys([*near, *banks, *(node for bank in banks for node in _spectrum(bank))]))
+
+
+def _spectrum(bank: ir.Node) -> list[ir.Node]:
+    return backward(inputs_of(bank), lambda n: op(n) in LINEAR | EXACT_OPS | {"Pow", "Sqrt"}, _ends_at_square, 8)
+
+
+def _filters_squares(node: ir.Node) -> bool:
+    """Tell whether a node multiplies squares by a weight matrix."""
+    return op(node) in ("MatMul", "Gemm") and _reads_weight(node) and any(_is_square(n) for n in _spectrum(node))
 
 
 def _logs(nodes: Sequence[ir.Node]) -> Iterator[Match]:
@@ -303,6 +311,27 @@ def _scale_ups(nodes: Sequence[ir.Node]) -> Iterator[Match]:
             yield Match((node, *kept), node, why, {"factor": factor})
 
 
+def _quantised(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """What runs between DequantizeLinear and QuantizeLinear: a runtime fuses it into integer kernels, in FP32 only."""
+    carried = LINEAR | BOUNDS | EXACT_OPS
+    for node in nodes:
+        if op(node) == "QuantizeLinear":
+            path = backward(inputs_of(node), lambda n: op(n) in carried or _is_dequantised(n), _is_dequantised, 16)
+            if any(_is_dequantised(n) for n in path):
+                yield Match((node, *path), node, "it becomes an integer kernel, which runtimes fuse in FP32 only")
+        elif _is_dequantised(node):
+            yield Match((node,), node, "it reads dequantised activations, which runtimes fuse in FP32 only")
+
+
+def _is_dequantised(node: ir.Node) -> bool:
+    """Tell whether a node reads activations (no weights) that were quantised."""
+    makers = [value.producer() for value in inputs_of(node)]
+    return any(
+        op(maker) == "DequantizeLinear" and maker is not None and maker.inputs[0] is not None and not is_weight(maker.inputs[0])
+        for maker in makers
+    )
+
+
 PATTERNS: tuple[Pattern, ...] = (
     Pattern("norm", "squares and their sums inside a decomposed norm overflow or flush", True, _norms),
     Pattern("exp-sum", "exponentials and their sums overflow", True, _exp_sums),
@@ -310,6 +339,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("log", "a small argument flushes to zero, and its logarithm is −inf", True, _logs),
     Pattern("wide-sum", "a sum overflows before it is divided by a count", True, _wide_sums),
     Pattern("scale-up", "a large factor lifts ordinary numbers beyond 65,504", True, _scale_ups),
+    Pattern("quantised", "integer kernels are fused from FP32 operators between QDQ pairs", True, _quantised),
     Pattern("shape-arithmetic", "positions, sizes and indices are exact only to 2,048", True, shape_arithmetic),
     Pattern("mask-sum", "scores plus a large negative mask lose their bits, or overflow", True, mask_sums),
     Pattern("softmax-attention", "attention scores lose their low bits when they are large", False, _softmax_attention),

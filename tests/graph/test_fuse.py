@@ -110,7 +110,9 @@ def test_axes_as_an_input() -> None:
     same_answer(graph, opset=18)
 
 
-@pytest.mark.parametrize("opset,after,want", [(13, 17, True), (16, 17, True), (11, 17, True), (12, 17, True), (9, 17, True), (7, 7, False)])
+@pytest.mark.parametrize(
+    "opset,after,want", [(13, 17, True), (16, 17, True), (11, 17, True), (12, 17, True), (9, 17, True), (7, 7, False)]
+)
 def test_the_opset_is_raised_where_that_is_safe(opset: int, after: int, want: bool) -> None:
     made = prepared(norm(), opset=opset)
     assert (made.opset_imports[""], "LayerNormalization" in ops(made)) == (after, want)

@@ -175,3 +175,39 @@ def test_a_counter_in_a_loop() -> None:
 def test_foreign_operators_are_in_no_pattern() -> None:
     graph = LAYER_NORM.replace("Sqrt", "my.domain.Sqrt")
     assert found("norm", graph, imports=', "my.domain" : 1') == set()
+
+
+# --- integer kernels, masks that only pad, filter banks --------------------------------------------------------------
+
+
+def test_what_runs_between_dequantise_and_quantise() -> None:
+    weights = "<float s = {0.1}, uint8 z = {0}, int8[4,4] q = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}, int8 zq = {0}>"
+    body = (
+        "a = QuantizeLinear(x, s, z)\n b = DequantizeLinear(a, s, z)\n w = DequantizeLinear(q, s, zq)\n m = MatMul(b, w)\n"
+        " r = Relu(m)\n c = QuantizeLinear(r, s, z)\n y = DequantizeLinear(c, s, z)"
+    )
+    assert {"m", "r"} <= found("quantised", body, io="(float[4,4] x) => (float[4,4] y)", weights=weights)
+
+
+def test_a_weight_that_alone_is_quantised_may_be_read_in_half() -> None:
+    weights = "<float s = {0.1}, int8[4,4] q = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}, int8 z = {0}>"
+    body = "w = DequantizeLinear(q, s, z)\n y = MatMul(x, w)"
+    assert found("quantised", body, io="(float[4,4] x) => (float[4,4] y)", weights=weights) == set()
+
+
+def test_a_filter_bank_between_squares_and_a_logarithm_is_kept() -> None:
+    weights = "<float[4,4] g = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}, float two = {2}, float tiny = {1e-10}>"
+    io = "(float[3,4] x) => (float[3,4] y)"
+    assert {"q", "m", "a"} <= found(
+        "small-epsilon", "q = Pow(x, two)\n m = MatMul(q, g)\n a = Max(m, tiny)\n y = Log(a)", io=io, weights=weights
+    )
+
+
+def test_an_ordinary_product_before_a_norm_is_not() -> None:
+    weights = "<float[4,4] g = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}, float two = {2}, float tiny = {1e-10}>"
+    body = (
+        "h = MatMul(x, g)\n q = Pow(h, two)\n w = MatMul(h, g)\n e = Softmax(w)\n p = Mul(q, e)\n"
+        " v = ReduceSum <keepdims = 1> (p)\n a = Max(v, tiny)\n r = Sqrt(a)\n y = Div(h, r)"
+    )
+    kept = found("small-epsilon", body, io="(float[3,4] x) => (float[3,4] y)", weights=weights)
+    assert "q" in kept and not {"h", "w"} & kept
