@@ -71,14 +71,27 @@ def _rules(options: dict[str, Any]) -> Rules:
 class _Group(click.Group):
     """Reads the configuration file before a command's own options."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        context = super().make_context(*args, **kwargs)
-        known = {
-            name: frozenset(p.name for p in command.params if isinstance(p, click.Option) and p.name)
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
+        asks_for_help = any(argument in ("-h", "--help", "--version") for argument in args)
+        context = super().make_context(info_name, args, *more, **extra)
+        if not asks_for_help:  # which a broken file must not prevent
+            context.default_map = self._defaults()
+        return context
+
+    def _defaults(self) -> dict[str, dict[str, Any]]:
+        flags = {
+            name: {p.opts[-1].lstrip("-").replace("-", "_"): p for p in command.params if isinstance(p, click.Option)}
             for name, command in self.commands.items()
         }
-        context.default_map = find_options(Path.cwd(), known)
-        return context
+        found = find_options(Path.cwd(), {name: frozenset(options) for name, options in flags.items()})
+        return {
+            command: {
+                str(option.name): [value] if option.multiple and isinstance(value, str) else value
+                for key, value in values.items()
+                if (option := flags[command][key])
+            }
+            for command, values in found.items()
+        }
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -248,11 +261,17 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except click.ClickException as error:
-        hint = "" if "try:" in error.format_message() else "; try: halfconv --help"
-        click.echo(f"halfconv: {error.format_message()}{hint}", err=True)
+        message = error.format_message().rstrip(".")
+        hint = "" if "try:" in message else "; try: halfconv --help"
+        click.echo(f"halfconv: {message}{hint}", err=True)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        click.echo(
+            f"halfconv: {error.filename or 'output'}: {error.strerror or error}; try: free space, or another place", err=True
+        )
+        sys.exit(2)
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         click.echo(f"halfconv: internal error: {text}; try: report it with this model", err=True)

@@ -539,7 +539,6 @@ def test_lists_and_switches_in_the_configuration(cli: Any, model: Path, folder: 
         ("to = 3\n", "--to"),
         ("fuse = 'perhaps'\n", "'perhaps'"),
         ("block-op = ['Nope']\n", "--block-op 'Nope' matches no node"),
-        ("block-op = 'MatMul'\n", "--block-op"),
         ("to = \n", "halfconv.toml"),
     ],
 )
@@ -568,3 +567,33 @@ def test_keep_io_on_the_command_line_beats_half_io_in_the_file(cli: Any, model: 
 def test_broken_pyproject_is_another_tools_business(cli: Any, model: Path, folder: Path) -> None:
     (folder / "pyproject.toml").write_text("= broken", "utf-8")
     assert cli("convert", model).code == 0
+
+
+# Configuration as people write it
+
+
+@pytest.mark.parametrize("text", ['block-op = "Tanh"\n', 'block-op = ["Tanh"]\n', '[convert]\nblock-op = "Tanh"\n'])
+def test_one_value_of_a_list_may_stand_alone(text: str, cli: Any, model: Path, folder: Path) -> None:
+    kind = onnx.load(model).graph.node[0].op_type
+    (folder / "halfconv.toml").write_text(text.replace("Tanh", kind), "utf-8")
+    run = cli("convert", model, "--json")
+    assert run.code == 0, run.err
+    assert any(entry["rule"] == "user-block" for entry in json.loads(run.out)["fp32"])
+
+
+def test_json_may_be_the_default(cli: Any, model: Path, folder: Path) -> None:
+    (folder / "halfconv.toml").write_text("json = true\n", "utf-8")
+    assert json.loads(cli("inspect", model).out)["schema_version"] == 1
+
+
+def test_help_is_there_whatever_the_file_says(cli: Any, folder: Path) -> None:
+    (folder / "halfconv.toml").write_text("nonsense = 1\n", "utf-8")
+    assert cli("convert", "--help").code == 0
+
+
+def test_a_full_standard_output_is_no_internal_error(model: Path, folder: Path) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("this system has no /dev/full")
+    shell = f"{sys.executable} -m halfconv inspect {model} > /dev/full"
+    done = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
