@@ -10,7 +10,7 @@ import onnx_ir as ir
 from halfconv.graph.lift import lift
 from halfconv.graph.typegroups import is_float, is_weight
 
-__all__ = ["FuseLayerNormPass"]
+__all__ = ["CancelRootPass", "FuseLayerNormPass"]
 
 
 def _scalar(value: ir.Value | None) -> float | None:
@@ -48,6 +48,50 @@ def _mean_over_last(node: ir.Node) -> bool:
         and (axes[0] == -1 or (rank is not None and axes[0] == rank - 1))
         and (node.attributes.get_int("keepdims", 1) == 1)
     )
+
+
+def _is_square(node: ir.Node | None) -> bool:
+    if node is None or node.domain or len(node.inputs) < 2:
+        return False
+    return (node.op_type == "Mul" and node.inputs[0] is node.inputs[1]) or (
+        node.op_type == "Pow" and _scalar(node.inputs[1]) == 2.0
+    )
+
+
+def _never_negative(value: ir.Value | None) -> bool:
+    """Tell whether a value is a square or a sum of squares."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Add" and not node.domain:
+        return all(_never_negative(part) for part in node.inputs)
+    return _is_square(node)
+
+
+class CancelRootPass(ir.passes.InPlacePass):
+    """Remove a root that is squared again: sqrt(re² + im²)² is re² + im².
+
+    Power spectra are exported so. Only roots of sums of squares are cancelled, for which both forms are the same.
+
+    Attributes:
+        count: Number of pairs removed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        for square in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+            root = square.inputs[0].producer() if _is_square(square) and square.inputs[0] is not None else None
+            if root is None or not _is(root, "Sqrt", square.graph) or not _never_negative(root.inputs[0]):
+                continue
+            output, power = square.outputs[0], root.inputs[0]
+            if output.is_graph_output() or power is None or square.graph is None:
+                continue
+            output.replace_all_uses_with(power)
+            square.graph.remove(square, safe=True)
+            self.count += 1
+        return ir.passes.PassResult(model, modified=bool(self.count))
 
 
 class FuseLayerNormPass(ir.passes.InPlacePass):

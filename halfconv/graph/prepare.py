@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.errors import InputError, UnsupportedModel
-from halfconv.graph.fuse import FuseLayerNormPass
+from halfconv.graph.fuse import CancelRootPass, FuseLayerNormPass
 from halfconv.graph.lift import LiftClipPass
 from halfconv.graph.names import subgraphs
 from halfconv.graph.schema import signature
@@ -90,6 +90,11 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
     InferTypesPass()(model)
     LiftClipPass()(model)
     if fuse:
+        cancelled = CancelRootPass()
+        cancelled(model)
+        if cancelled.count:
+            done.fusions["Sqrt, Pow"] = cancelled.count
+            _sweep(model)
         fused = FuseLayerNormPass()
         fused(model)
         if fused.count:

@@ -247,3 +247,24 @@ def test_a_norm_loads_at_default_optimisation(
     result = halfconv.convert(source, fuse=fuse, check=False)
     outcome = run(result.output)
     assert outcome.level == "ALL", outcome.stumbled
+
+
+# --- a root that is squared again -----------------------------------------------------------------------------------
+
+SPECTRUM = "(float[2,4] re, float[2,4] im) => (float[2,4] y) <float two = {2}> {"
+
+
+@pytest.mark.parametrize(
+    "body,cancels",
+    [
+        ("a = Mul(re, re)\n b = Mul(im, im)\n s = Add(a, b)\n r = Sqrt(s)\n p = Pow(r, two)\n y = Tanh(p)", True),
+        ("a = Pow(re, two)\n r = Sqrt(a)\n p = Mul(r, r)\n y = Tanh(p)", True),
+        ("s = Add(re, im)\n r = Sqrt(s)\n p = Pow(r, two)\n y = Tanh(p)", False),
+        ("a = Mul(re, im)\n r = Sqrt(a)\n p = Pow(r, two)\n y = Tanh(p)", False),
+        ("a = Mul(re, re)\n r = Sqrt(a)\n p = Mul(r, im)\n y = Tanh(p)", False),
+        ("a = Mul(re, re)\n r = Sqrt(a)\n y = Pow(r, two)", False),
+    ],
+)
+def test_a_root_that_is_squared_again_is_cancelled_where_it_cannot_be_of_a_negative(body: str, cancels: bool) -> None:
+    made = prepared(f"{SPECTRUM} {body} }}")
+    assert ("Sqrt" not in ops(made)) is cancels
