@@ -37,7 +37,8 @@ class Accumulator:
     All floating-point measures are computed in float64. `rel_l2` and `cosine` are sums scaled against overflow and underflow,
     exact to rounding. `max_rel` and `ulp_p99` come from histograms, within 0.4 % (see `PeakRatio` and `Percentile`); `ulp_p99`
     is the smallest u such that 99 % of the elements err by at most u. Where c is NaN or infinite and r is finite, `rel_l2`,
-    `max_abs` and `max_rel` are infinite, `cosine` is 0, and the element counts as infinitely many ulps.
+    `max_abs` and `max_rel` are infinite, `cosine` is 0, and the element counts as infinitely many ulps. Where c−r itself exceeds
+    float64 (1.8e308), `max_abs` and `max_rel` are infinite; `rel_l2` is not.
 
     Args:
         to: The half format whose ulps are counted: ``fp16`` or ``bf16``.

@@ -114,7 +114,8 @@ class PeakRatio:
             self._below = max(self._below, float(d[~inside].max()))
             keys, r, d = keys[inside], r[inside], d[inside]
         np.maximum.at(self._errors, keys, d)
-        np.maximum.at(self._ratios, keys, d / r)
+        with np.errstate(over="ignore"):
+            np.maximum.at(self._ratios, keys, d / r)
 
     def _raise_to(self, largest: float) -> None:
         if largest <= self.largest:

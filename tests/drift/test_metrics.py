@@ -82,7 +82,9 @@ def assert_like(got: OutputDrift, want: dict[str, Any]) -> None:
     assert measures.rel_l2 == pytest.approx(want["rel_l2"], rel=1e-9, abs=5e-324)
     assert measures.max_abs == pytest.approx(want["max_abs"], rel=1e-12, abs=1e-323)
     assert measures.absmax == want["absmax"] and measures.zeroed == want["zeroed"]
-    if want["absmax"] > 1e-300:
+    if math.isinf(want["max_abs"]):
+        assert measures.max_rel == math.inf
+    elif want["absmax"] > 1e-300:
         assert measures.max_rel is not None and measures.max_rel >= want["max_rel"] * (1 - 1e-12) - 1e-323
         assert measures.max_rel == pytest.approx(want["max_rel"], rel=BOUND, abs=1e-323)
     assert measures.ulp_p99 is not None
@@ -135,13 +137,19 @@ def test_cosine_is_scipys(r: np.ndarray, seed: int) -> None:
         assert got == pytest.approx(1 - distance.cosine(small.ravel(), c.ravel()), abs=1e-12)
 
 
+def alike(name: str, got: Any, want: Any) -> bool:
+    """Equal up to the order of summation, to which cosine is sensitive near 0 and sqnr_db where rel_l2 is near 1."""
+    near_zero = 1e-7 if name in ("cosine", "sqnr_db") else 0.0
+    return bool(got == (pytest.approx(want, rel=1e-9, abs=near_zero) if isinstance(want, float) else want))
+
+
 @given(st.lists(pairs(np.float32), min_size=1, max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_pooling_is_concatenation(samples: list[tuple[np.ndarray, np.ndarray]]) -> None:
     whole = drift((np.concatenate([r for r, _ in samples]), np.concatenate([c for _, c in samples]))).measures.to_dict()
     pooled = drift(*samples).measures.to_dict()
     for name in whole.keys() - {"argmax_agreement"}:
-        assert pooled[name] == (whole[name] if whole[name] is None else pytest.approx(whole[name], rel=1e-9, abs=1e-300)), name
+        assert alike(name, pooled[name], whole[name]), name
 
 
 @given(pairs(np.float32), st.integers(1, 9))
@@ -152,7 +160,7 @@ def test_chunk_boundaries_change_nothing(pair: tuple[np.ndarray, np.ndarray], ch
         patch.setattr(metrics, "CHUNK", chunk)
         parts = drift(pair, (pair[0][None], pair[1][None])).to_dict()
     for name, value in whole.items():
-        assert parts[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
+        assert alike(name, parts[name], value), name
 
 
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1.0, 1e200, 1e307])
