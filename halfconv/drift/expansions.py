@@ -1,0 +1,331 @@
+"""Operators whose CUDA kernel computes in half step by step, written out.
+
+Found by comparing candidates with the results of an H100 bit for bit (ONNX Runtime 1.31.1; the fidelity benchmark repeats the
+comparison). ``b.half`` is one step that rounds; ``b.wide`` is not rounded, as the product inside a fused multiply-add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from halfconv.drift.builder import Builder, rounded
+from halfconv.drift.recurrent import expand_recurrent, recurrent_on_gpu
+
+__all__ = ["EXPANSIONS", "Expansion", "expansion_of"]
+
+FP16 = frozenset({ir.DataType.FLOAT16})
+BF16 = frozenset({ir.DataType.BFLOAT16})
+ANY = FP16 | BF16
+
+Write = Callable[[Builder, ir.Node], list[ir.Value]]
+
+
+def _x(node: ir.Node, index: int = 0) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def _elu(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x, alpha = _x(node), node.attributes.get_float("alpha", 1.0)
+    below = b.half("Mul", alpha, b.half("Sub", b.half("Exp", x), 1.0))
+    return [b.where(b.test("Less", x, 0.0), below, x)]
+
+
+def _selu(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x = _x(node)
+    alpha = node.attributes.get_float("alpha", 1.67326319217681884765625)
+    gamma = node.attributes.get_float("gamma", 1.05070102214813232421875)
+    below = b.half("Mul", b.half("Mul", gamma, alpha), b.half("Sub", b.half("Exp", x), 1.0))
+    return [b.where(b.test("Greater", x, 0.0), b.half("Mul", gamma, x), below)]
+
+
+def _leaky_relu(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x = _x(node)
+    return [b.where(b.test("Less", x, 0.0), b.half("Mul", node.attributes.get_float("alpha", 0.01), x), x)]
+
+
+def _clipped(b: Builder, x: ir.Value) -> ir.Value:
+    return b.wide("Max", b.wide("Min", x, 1.0), 0.0)
+
+
+def _hard_sigmoid(b: Builder, node: ir.Node) -> list[ir.Value]:
+    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+    return [_clipped(b, b.round(b.wide("Add", b.wide("Mul", alpha, _x(node)), beta)))]
+
+
+def _hard_swish(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x = _x(node)
+    scaled = b.round(b.wide("Mul", x, b.constant(np.float32(1 / 6))))
+    return [b.half("Mul", x, _clipped(b, b.half("Add", scaled, 0.5)))]
+
+
+def _softplus(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x = _x(node)
+    tail = b.half("Log", b.half("Add", b.half("Exp", b.wide("Neg", b.wide("Abs", x))), 1.0))
+    return [b.where(b.test("Greater", x, 0.0), b.half("Add", x, tail), tail)]
+
+
+def _tanh_gelu(b: Builder, x: ir.Value) -> ir.Value:
+    half, slope, cubic = 0.5, 0.7978845608028654, 0.035677408136300125
+    inner = b.round(b.wide("Add", b.wide("Mul", cubic, b.half("Mul", x, x)), slope))
+    tanh = b.half("Tanh", b.half("Mul", x, inner))
+    return b.half("Mul", x, b.round(b.wide("Add", b.wide("Mul", half, tanh), half)))
+
+
+def _gelu_bf16(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x = _x(node)
+    erf = b.wide("Erf", b.wide("Mul", x, b.constant(_f32(0.7071067811865476))))
+    cdf = b.round(b.wide("Mul", b.constant(_f32(0.5)), b.wide("Add", erf, 1.0)))
+    return [b.half("Mul", x, cdf)]
+
+
+def _gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
+    return [_tanh_gelu(b, _x(node))]
+
+
+def _fast_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x = _x(node)
+    biased = len(node.inputs) > 1 and node.inputs[1] is not None
+    return [_tanh_gelu(b, b.half("Add", x, _x(node, 1)) if biased else x)]
+
+
+def _bias_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x = b.half("Add", _x(node), _x(node, 1))
+    erf = b.half("Erf", b.half("Mul", x, 0.7071067811865476))
+    return [b.half("Mul", b.half("Mul", x, 0.5), b.half("Add", erf, 1.0))]
+
+
+def _step_sigmoid(b: Builder, x: ir.Value) -> ir.Value:
+    one = b.half("Div", 1.0, b.half("Add", b.half("Exp", b.wide("Neg", b.wide("Abs", x))), 1.0))
+    return b.where(b.test("Greater", x, 0.0), one, b.half("Sub", 1.0, one))
+
+
+def _sigmoid_bf16(b: Builder, node: ir.Node) -> list[ir.Value]:
+    return [_step_sigmoid(b, _x(node))]
+
+
+def _sigmoid(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """1 / (1 + exp(−|x|)) or one minus that, in FP32: small results keep the error of the subtraction."""
+    x = _x(node)
+    one = b.wide("Div", 1.0, b.wide("Add", b.wide("Exp", b.wide("Neg", b.wide("Abs", x))), 1.0))
+    return [b.round(b.where(b.test("Greater", x, 0.0), one, b.wide("Sub", 1.0, one)))]
+
+
+def _quick_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
+    x, alpha = _x(node), node.attributes.get_float("alpha", 1.702)
+    return [b.half("Mul", x, _step_sigmoid(b, b.half("Mul", alpha, x)))]
+
+
+def _gemm(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """With alpha = beta = 1 the product is rounded before the addend joins; otherwise both factors are rounded to half."""
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    turned = {name: node.attributes.get_int(name, 0) for name in ("transA", "transB")}
+    if alpha == beta == 1.0 and _has_bias(node):
+        zero = b.constant(_f32(0.0))
+        return [b.half("Add", b.half("Gemm", _x(node), _x(node, 1), zero, **turned), _x(node, 2))]
+    to = b.to
+    factors = {"alpha": float(rounded(alpha, to)), "beta": float(rounded(beta, to))}
+    return [b.half("Gemm", *(value for value in node.inputs if value is not None), **turned, **factors)]
+
+
+def _axes(node: ir.Node) -> list[int] | None:
+    """Return a reduction's axes; an empty list means all, None unknown."""
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    given = node.inputs[1] if len(node.inputs) > 1 else None
+    if given is None:
+        return []
+    if given.const_value is None or given.is_graph_input():
+        return None
+    return [int(axis) for axis in given.const_value.numpy().reshape(-1)]
+
+
+def _over_an_end(node: ir.Node) -> bool:
+    """Tell whether a mean is over leading or over trailing axes: ONNX Runtime then uses kernels of its own instead of cuDNN."""
+    shape, axes = _x(node).shape, _axes(node)
+    if axes is None or (not axes and node.attributes.get_int("noop_with_empty_axes", 0)):
+        return False
+    if not axes:
+        return True
+    if shape is None:
+        return axes == [-1] or axes == [0]
+    sizes = list(shape)
+    reduced = {axis % len(sizes) for axis in axes}
+    summed = [i for i in reduced if sizes[i] != 1]
+    kept = [i for i in range(len(sizes)) if i not in reduced and sizes[i] != 1]
+    return not kept or not summed or max(summed) < min(kept) or min(summed) > max(kept)
+
+
+def _mean(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """A mean over leading or trailing axes: the sum and the count are rounded to half, then the quotient."""
+    attributes = {a.name: a for a in node.attributes.values()}
+    inputs = [value for value in node.inputs if value is not None]
+    if "axes" in attributes and b.opset >= 13:  # ReduceSum takes them as an input then
+        inputs.append(b.constant(_i64(attributes.pop("axes").as_ints())))
+    total = b.half("ReduceSum", *inputs, **attributes)
+    size = b.wide("Cast", b.typed(ir.DataType.INT64, "Size", _x(node)), to=ir.DataType.FLOAT.value)
+    kept = b.wide("Cast", b.typed(ir.DataType.INT64, "Size", total), to=ir.DataType.FLOAT.value)
+    return [b.half("Div", total, b.half("Div", size, kept))]
+
+
+def _instance_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """Beyond one image a batch norm of cuDNN does it, whose statistics are half: a variance above 65,504 is infinite."""
+    x, epsilon = _x(node), node.attributes.get_float("epsilon", 1e-5)
+    shape = x.shape
+    rank = shape.rank() if shape is not None else 4
+    alone = b.half("InstanceNormalization", x, _x(node, 1), _x(node, 2), epsilon=epsilon)
+    if shape is not None and shape[0] == 1:
+        return [alone]
+    column = b.constant(_i64([1, -1] + [1] * (rank - 2)))
+    scale, shift = (b.wide("Reshape", _x(node, k), column) for k in (1, 2))
+    mean = _wide_mean(b, x, rank)
+    centred = b.wide("Sub", x, mean)
+    variance = b.round(_wide_mean(b, b.wide("Mul", centred, centred), rank))
+    deviation = b.half("Sqrt", b.half("Add", variance, epsilon))
+    scaled = b.half("Div", b.half("Mul", scale, b.half("Sub", x, b.round(mean))), deviation)
+    many = b.half("Add", scaled, shift)
+    first = b.typed(ir.DataType.INT64, "Gather", b.typed(ir.DataType.INT64, "Shape", x), b.constant(_i64(0)))
+    return [b.where(b.typed(ir.DataType.BOOL, "Equal", first, b.constant(_i64(1))), alone, many)]
+
+
+def _wide_mean(b: Builder, x: ir.Value, rank: int) -> ir.Value:
+    axes = list(range(2, rank))
+    if b.opset < 18:
+        return b.wide("ReduceMean", x, axes=axes, keepdims=1)
+    return b.wide("ReduceMean", x, b.constant(_i64(axes)), keepdims=1)
+
+
+def _constant_axis(node: ir.Node) -> bool:
+    axis = node.inputs[1] if len(node.inputs) > 1 else None
+    known = axis is not None and axis.const_value is not None and not axis.is_graph_input()
+    return known and _x(node).shape is not None
+
+
+def _cumsum(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """A running sum is rounded at every step."""
+    x, axis = _x(node), node.inputs[1]
+    assert axis is not None and axis.const_value is not None and x.shape is not None
+    rank = x.shape.rank()
+    order = list(range(rank))
+    order.insert(0, order.pop(int(axis.const_value.numpy().reshape(-1)[0]) % rank))
+    inner = Builder(b.to, f"{b.stem}/step", b.opset)
+    state, step = (ir.val(f"{inner.stem}/{name}", ir.DataType.FLOAT) for name in ("state", "x"))
+    after = inner.half("Add", state, step)
+    shown = inner.wide("Identity", state if node.attributes.get_int("exclusive", 0) else after)
+    body = ir.Graph([state, step], [after, shown], nodes=inner.nodes, name=inner.stem, opset_imports={"": b.opset})
+    turned = b.wide("Transpose", x, perm=order)
+    start = b.wide("Mul", b.wide("Gather", turned, b.constant(_i64(0)), axis=0), 0.0)
+    direction = [node.attributes.get_int("reverse", 0)]
+    sums = b.several(
+        "Scan", [start, turned], 2, body=body, num_scan_inputs=1, scan_input_directions=direction, scan_output_directions=direction
+    )[1]
+    return [b.wide("Transpose", sums, perm=[order.index(i) for i in range(rank)])]
+
+
+def _pairwise(op: str) -> Write:
+    def write(b: Builder, node: ir.Node) -> list[ir.Value]:
+        total = _x(node)
+        for index in range(1, len(node.inputs)):
+            total = b.half(op, total, _x(node, index))
+        return [total]
+
+    return write
+
+
+def _biased(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """A convolution rounds its result, then adds the bias and rounds again."""
+    bias = _x(node, 2)
+    plain = b.half(node.op_type, _x(node), _x(node, 1), **{a.name: a for a in node.attributes.values()})
+    rank = plain_rank(node)
+    column = b.wide("Reshape", bias, b.constant(_i64([1, -1] + [1] * (rank - 2))))
+    return [b.half("Add", plain, column)]
+
+
+def plain_rank(node: ir.Node) -> int:
+    """Return the rank of a convolution's input, from its shape or its weight's."""
+    for index in (0, 1):
+        shape = _x(node, index).shape
+        if shape is not None:
+            return int(shape.rank())
+    return 4
+
+
+def _has_bias(node: ir.Node) -> bool:
+    return len(node.inputs) > 2 and node.inputs[2] is not None
+
+
+def _logged_sum(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """ReduceLogSum rounds the sum before it takes the logarithm."""
+    inputs = [value for value in node.inputs if value is not None]
+    return [b.half("Log", b.half("ReduceSum", *inputs, **{a.name: a for a in node.attributes.values()}))]
+
+
+def _is_tanh(node: ir.Node) -> bool:
+    return node.attributes.get_string("approximate", "none") == "tanh"
+
+
+def _always(node: ir.Node) -> bool:
+    return True
+
+
+def _f32(value: float) -> np.float32:
+    return np.float32(value)
+
+
+def _i64(value: int | Sequence[int]) -> Any:
+    return np.asarray(value, np.int64)
+
+
+class Expansion(NamedTuple):
+    """One row: the operator, for which formats, when, and what it computes."""
+
+    domain: str
+    op: str
+    formats: frozenset[ir.DataType]
+    applies: Callable[[ir.Node], bool]
+    write: Write
+
+
+MS = "com.microsoft"
+EXPANSIONS: tuple[Expansion, ...] = (
+    Expansion("", "Conv", ANY, _has_bias, _biased),
+    Expansion("", "ConvTranspose", ANY, _has_bias, _biased),
+    Expansion("", "CumSum", ANY, _constant_axis, _cumsum),
+    Expansion("", "Elu", ANY, _always, _elu),
+    Expansion("", "GRU", FP16, recurrent_on_gpu, expand_recurrent),
+    Expansion("", "Gelu", ANY, _is_tanh, _gelu),
+    Expansion("", "Gelu", BF16, _always, _gelu_bf16),
+    Expansion("", "Gemm", ANY, _always, _gemm),
+    Expansion("", "HardSigmoid", ANY, _always, _hard_sigmoid),
+    Expansion("", "HardSwish", ANY, _always, _hard_swish),
+    Expansion("", "InstanceNormalization", ANY, _always, _instance_norm),
+    Expansion("", "LSTM", FP16, recurrent_on_gpu, expand_recurrent),
+    Expansion("", "LeakyRelu", ANY, _always, _leaky_relu),
+    Expansion("", "RNN", FP16, recurrent_on_gpu, expand_recurrent),
+    Expansion("", "ReduceMean", ANY, _over_an_end, _mean),
+    Expansion("", "ReduceLogSum", ANY, _always, _logged_sum),
+    Expansion("", "Selu", ANY, _always, _selu),
+    Expansion("", "Sigmoid", BF16, _always, _sigmoid_bf16),
+    Expansion("", "Sigmoid", FP16, _always, _sigmoid),
+    Expansion("", "Softplus", ANY, _always, _softplus),
+    Expansion("", "Sum", ANY, _always, _pairwise("Add")),
+    Expansion(MS, "BiasAdd", ANY, _always, _pairwise("Add")),
+    Expansion(MS, "BiasGelu", ANY, _always, _bias_gelu),
+    Expansion(MS, "FastGelu", ANY, _always, _fast_gelu),
+    Expansion(MS, "Gelu", BF16, _always, _gelu_bf16),
+    Expansion(MS, "QuickGelu", ANY, _always, _quick_gelu),
+)
+
+
+def expansion_of(node: ir.Node, to: ir.DataType) -> Expansion | None:
+    """Return the row that applies to a node, if any."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    for row in EXPANSIONS:
+        if row.op == node.op_type and row.domain == domain and to in row.formats and row.applies(node):
+            return row
+    return None

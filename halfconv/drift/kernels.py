@@ -1,0 +1,44 @@
+"""How half-precision kernels round: what a GPU keeps in FP32 inside one kernel, and what it rounds on the way.
+
+Without an entry here a kernel computes in FP32 from half inputs and rounds its result once, which is what most of ONNX Runtime's
+CUDA kernels do. The entries are what a comparison with an H100 showed (``bench/results/simulation_fidelity_h100.json``).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+__all__ = ["HALF_TYPES", "is_exact"]
+
+#: The formats that are simulated.
+HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+#: Operators whose every result element is an input element, its negation, or a number that half holds: nothing is rounded.
+EXACT = frozenset(
+    """
+    Abs Ceil Clip Compress Concat ConcatFromSequence ConstantOfShape DepthToSpace Dropout Expand EyeLike Flatten Floor
+    Gather GatherElements GatherND GlobalMaxPool Hardmax Identity If Loop Max MaxPool MaxRoiPool MaxUnpool Min Neg OneHot Optional
+    OptionalGetElement Pad ReduceMax ReduceMin Relu Reshape ReverseSequence Round Scan SequenceAt SequenceConstruct
+    SequenceEmpty SequenceErase SequenceInsert SequenceMap Sign Size Slice SpaceToDepth Split SplitToSequence Squeeze
+    TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unique Unsqueeze Where
+    """.split()
+)
+#: The same, where an attribute has this value (or is absent and defaults to it).
+EXACT_IF: tuple[tuple[str, str, str, frozenset[str]], ...] = (
+    # operator, attribute, its default, values
+    ("Resize", "mode", "nearest", frozenset({"nearest"})),
+    ("ScatterElements", "reduction", "none", frozenset({"none", "max", "min"})),
+    ("ScatterND", "reduction", "none", frozenset({"none", "max", "min"})),
+    ("Upsample", "mode", "nearest", frozenset({"nearest"})),
+)
+
+
+def is_exact(node: ir.Node) -> bool:
+    """Tell whether a node's half results need no rounding because its inputs are half numbers."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type in EXACT:
+        return True
+    return any(
+        node.op_type == op and node.attributes.get_string(attribute, default) in values for op, attribute, default, values in EXACT_IF
+    )
