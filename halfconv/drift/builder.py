@@ -39,8 +39,16 @@ class Builder:
         self.to, self.stem, self.opset = to, stem, opset
         self.nodes: list[ir.Node] = []
 
-    def _add(self, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any], dtype: ir.DataType, outputs: int = 1) -> ir.Node:
-        node = ir.node(op, inputs, attributes, num_outputs=outputs)
+    def _add(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: dict[str, Any],
+        dtype: ir.DataType,
+        outputs: int = 1,
+        domain: str = "",
+    ) -> ir.Node:
+        node = ir.node(op, inputs, attributes, num_outputs=outputs, domain=domain)
         for output in node.outputs:
             output.type, output.name = ir.TensorType(dtype), f"{self.stem}/{op}_{len(self.nodes)}_{output.index()}"
         self.nodes.append(node)
@@ -61,9 +69,11 @@ class Builder:
         """Compute in FP32; the result is not rounded."""
         return self._add(op, [self.value(x) for x in inputs], attributes, FLOAT).outputs[0]
 
-    def several(self, op: str, inputs: Sequence[ir.Value], outputs: int, **attributes: Any) -> Sequence[ir.Value]:
+    def several(
+        self, op: str, inputs: Sequence[ir.Value | None], outputs: int, *, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
         """Compute several FP32 results."""
-        return self._add(op, inputs, attributes, FLOAT, outputs).outputs
+        return self._add(op, inputs, attributes, FLOAT, outputs, domain).outputs
 
     def typed(self, dtype: ir.DataType, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         """Compute a result of another type."""

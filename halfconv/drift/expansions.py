@@ -14,6 +14,8 @@ import onnx_ir as ir
 
 from halfconv.drift.builder import Builder, rounded
 from halfconv.drift.recurrent import expand_recurrent, recurrent_on_gpu
+from halfconv.graph.kernels import on_cuda
+from halfconv.graph.schema import signature
 
 __all__ = ["EXPANSIONS", "Expansion", "expansion_of"]
 
@@ -148,7 +150,9 @@ def _axes(node: ir.Node) -> list[int] | None:
 def _over_an_end(node: ir.Node) -> bool:
     """Tell whether a mean is over leading or over trailing axes: ONNX Runtime then uses kernels of its own instead of cuDNN."""
     shape, axes = _x(node).shape, _axes(node)
-    if axes is None or (not axes and node.attributes.get_int("noop_with_empty_axes", 0)):
+    if axes is None:
+        return True  # computed from the rank, as definitions of norms do
+    if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
         return False
     if not axes:
         return True
@@ -217,6 +221,8 @@ def _cumsum(b: Builder, node: ir.Node) -> list[ir.Value]:
     state, step = (ir.val(f"{inner.stem}/{name}", ir.DataType.FLOAT) for name in ("state", "x"))
     after = inner.half("Add", state, step)
     shown = inner.wide("Identity", state if node.attributes.get_int("exclusive", 0) else after)
+    for value in (state, step, after, shown):
+        value.shape = ir.Shape([None] * (rank - 1))
     body = ir.Graph([state, step], [after, shown], nodes=inner.nodes, name=inner.stem, opset_imports={"": b.opset})
     turned = b.wide("Transpose", x, perm=order)
     start = b.wide("Mul", b.wide("Gather", turned, b.constant(_i64(0)), axis=0), 0.0)
@@ -269,6 +275,45 @@ def _is_tanh(node: ir.Node) -> bool:
     return node.attributes.get_string("approximate", "none") == "tanh"
 
 
+def _given(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
+def _skip_layer_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """The bias and the skip are added in half; the norm is FP32 inside."""
+    simplified = node.op_type.startswith("SkipSimplified")
+    total, bias = _x(node), _given(node, 3 if simplified else 4)
+    if bias is not None:
+        total = b.half("Add", total, bias)
+    total = b.half("Add", total, _x(node, 1))
+    epsilon = node.attributes.get_float("epsilon", 1e-12)
+    beta = None if simplified else _given(node, 3)
+    operator = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
+    inputs = [total, _x(node, 2), *([beta] if beta is not None else [])]
+    result = b.half(operator, *inputs, axis=-1, epsilon=epsilon)
+    unused = b.constant(_f32(0.0))
+    return [result, unused, unused, total][: len(node.outputs)]
+
+
+def _plain_attention(node: ir.Node) -> bool:
+    odd = ("qkv_hidden_sizes", "past_present_share_buffer", "do_rotary")
+    more = any(_given(node, index) is not None for index in range(4, 7))
+    return not more and len([o for o in node.outputs if o.name]) == 1 and not any(name in node.attributes for name in odd)
+
+
+def _attention(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """Queries, keys and values are rounded; then MultiHeadAttention, which keeps FP32 inside."""
+    weight, bias = _x(node, 1), _given(node, 2)
+    projected = b.half("MatMul", _x(node), weight)
+    if bias is not None:
+        projected = b.half("Add", projected, bias)
+    q, k, v = b.several("Split", [projected], 3, axis=-1, **({"num_outputs": 3} if b.opset >= 18 else {}))
+    kept = {name: a for name, a in node.attributes.items() if name in ("num_heads", "unidirectional", "mask_filter_value", "scale")}
+    mask = _given(node, 3)
+    inputs = [q, k, v] + ([None, mask] if mask is not None else [])
+    return [b.round(b.several("MultiHeadAttention", inputs, 1, domain=MS, **kept)[0])]
+
+
 def _always(node: ir.Node) -> bool:
     return True
 
@@ -281,6 +326,9 @@ def _i64(value: int | Sequence[int]) -> Any:
     return np.asarray(value, np.int64)
 
 
+MS = "com.microsoft"
+
+
 class Expansion(NamedTuple):
     """One row: the operator, for which formats, when, and what it computes."""
 
@@ -291,7 +339,6 @@ class Expansion(NamedTuple):
     write: Write
 
 
-MS = "com.microsoft"
 EXPANSIONS: tuple[Expansion, ...] = (
     Expansion("", "Conv", ANY, _has_bias, _biased),
     Expansion("", "ConvTranspose", ANY, _has_bias, _biased),
@@ -314,17 +361,29 @@ EXPANSIONS: tuple[Expansion, ...] = (
     Expansion("", "Sigmoid", FP16, _always, _sigmoid),
     Expansion("", "Softplus", ANY, _always, _softplus),
     Expansion("", "Sum", ANY, _always, _pairwise("Add")),
+    Expansion(MS, "Attention", ANY, _plain_attention, _attention),
     Expansion(MS, "BiasAdd", ANY, _always, _pairwise("Add")),
     Expansion(MS, "BiasGelu", ANY, _always, _bias_gelu),
     Expansion(MS, "FastGelu", ANY, _always, _fast_gelu),
     Expansion(MS, "Gelu", BF16, _always, _gelu_bf16),
     Expansion(MS, "QuickGelu", ANY, _always, _quick_gelu),
+    Expansion(MS, "SkipLayerNormalization", ANY, _always, _skip_layer_norm),
+    Expansion(MS, "SkipSimplifiedLayerNormalization", ANY, _always, _skip_layer_norm),
 )
 
 
-def expansion_of(node: ir.Node, to: ir.DataType) -> Expansion | None:
-    """Return the row that applies to a node, if any."""
+def expansion_of(node: ir.Node, to: ir.DataType, opset: int | None) -> Expansion | None:
+    """Return the row that applies to a node, if any.
+
+    Args:
+        node: The node.
+        to: The half format of its results.
+        opset: The opset that the model imports for the node's domain. Without a CUDA kernel the CPU provider runs it, in FP32.
+    """
     domain = "" if node.domain == "ai.onnx" else node.domain
+    found = signature(domain, node.op_type, opset)
+    if found is not None and not on_cuda(domain, node.op_type, found.since, to):
+        return None
     for row in EXPANSIONS:
         if row.op == node.op_type and row.domain == domain and to in row.formats and row.applies(node):
             return row

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from halfconv.drift.builder import rounded
 from halfconv.drift.kernels import HALF_TYPES
 
-__all__ = ["FoldPass"]
+__all__ = ["FoldPass", "RemoveIdentityPass"]
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -117,3 +117,19 @@ def _per_channel(array: Array, channels: int, rank: int) -> bool:
     if array.ndim == rank and array.shape[0] == 1:
         array = array[0]
     return array.ndim == rank - 1 and array.shape[0] == channels and array.size == channels
+
+
+class RemoveIdentityPass(ir.passes.InPlacePass):
+    """Remove Identity nodes, as ONNX Runtime does on load; one that makes a result of a graph stays."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        changed = False
+        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+            value = node.inputs[0] if node.op_type == "Identity" and node.domain in ("", "ai.onnx") and node.inputs else None
+            if value is None or node.graph is None or node.outputs[0].is_graph_output():
+                continue
+            node.outputs[0].replace_all_uses_with(value)
+            node.graph.remove(node, safe=True)
+            changed = True
+        return ir.passes.PassResult(model, modified=changed)

@@ -71,7 +71,9 @@ def _only_reader(value: ir.Value, *ops: str) -> ir.Node | None:
 def _number(value: ir.Value | None) -> float | None:
     """Return a scalar constant."""
     found = _past_casts(value)
-    if found is None or not found.is_initializer() or found.is_graph_input() or found.const_value is None or found.const_value.size != 1:
+    if found is None or not found.is_initializer() or found.is_graph_input() or found.const_value is None:
+        return None
+    if found.const_value.size != 1:
         return None
     return float(found.const_value.numpy().astype("float64").reshape(-1)[0])
 
@@ -127,7 +129,10 @@ def _rms_norm(div: ir.Node) -> Inside:
     mean = next((node for value in add.inputs if (node := _made_by(value, "ReduceMean"))), None) if add is not None else None
     power = _made_by(mean.inputs[0], "Pow") if mean is not None else None
     scaled = _only_reader(div.outputs[0], "Mul")
+    epsilon = next((number for value in add.inputs if (number := _number(value)) is not None), 0.0) if add is not None else 0.0
     if root is None or add is None or mean is None or power is None or scaled is None or _number(power.inputs[1]) != 2.0:
+        return []
+    if epsilon <= 0:  # an epsilon that is zero in half is removed before norms are fused
         return []
     if _past_casts(power.inputs[0]) is not _past_casts(div.inputs[0]) or not _mean_over_tail(mean):
         return []
@@ -198,7 +203,9 @@ def _scaled_matmul(node: ir.Node) -> Inside:
         inside.append(node.outputs[0])
     for value in node.inputs:
         before = value.producer() if value is not None else None
-        if value is not None and before is not None and _is(before, "Mul", "Div") and _scale(before) is not None and len(list(value.uses())) == 1:
+        if value is None or before is None or not _is(before, "Mul", "Div"):
+            continue
+        if _scale(before) is not None and len(list(value.uses())) == 1:
             inside.append(value)
     return inside
 

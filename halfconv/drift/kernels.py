@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["HALF_TYPES", "is_exact"]
+__all__ = ["HALF_TYPES", "UNMODELLED", "is_exact", "unmodelled"]
 
 #: The formats that are simulated.
 HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 #: Operators whose every result element is an input element, its negation, or a number that half holds: nothing is rounded.
-EXACT = frozenset(
-    """
-    Abs Ceil Clip Compress Concat ConcatFromSequence ConstantOfShape DepthToSpace Dropout Expand EyeLike Flatten Floor
-    Gather GatherElements GatherND GlobalMaxPool Hardmax Identity If Loop Max MaxPool MaxRoiPool MaxUnpool Min Neg OneHot Optional
-    OptionalGetElement Pad ReduceMax ReduceMin Relu Reshape ReverseSequence Round Scan SequenceAt SequenceConstruct
-    SequenceEmpty SequenceErase SequenceInsert SequenceMap Sign Size Slice SpaceToDepth Split SplitToSequence Squeeze
-    TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unique Unsqueeze Where
-    """.split()
-)
+# fmt: off
+EXACT = frozenset({
+    "Abs", "Ceil", "Clip", "Compress", "Concat", "ConcatFromSequence", "ConstantOfShape", "DepthToSpace", "Dropout",
+    "Expand", "EyeLike", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Hardmax",
+    "Identity", "If", "Loop", "Max", "MaxPool", "MaxRoiPool", "MaxUnpool", "Min", "Neg", "OneHot", "Optional",
+    "OptionalGetElement", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ReverseSequence", "Round", "Scan",
+    "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "Sign",
+    "Size", "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "TensorScatter", "ThresholdedRelu", "Tile",
+    "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze", "Where",
+})
+# fmt: on
 #: The same, where an attribute has this value (or is absent and defaults to it).
 EXACT_IF: tuple[tuple[str, str, str, frozenset[str]], ...] = (
     # operator, attribute, its default, values
@@ -40,5 +42,27 @@ def is_exact(node: ir.Node) -> bool:
     if node.op_type in EXACT:
         return True
     return any(
-        node.op_type == op and node.attributes.get_string(attribute, default) in values for op, attribute, default, values in EXACT_IF
+        node.op_type == op and node.attributes.get_string(attribute, default) in values
+        for op, attribute, default, values in EXACT_IF
     )
+
+
+#: Operators whose half kernel is not modelled: they are computed in FP32 and rounded once. At most ten; none of them is a matrix
+#: product, convolution, normalisation, softmax, attention, reduction or elementwise operator.
+UNMODELLED: dict[tuple[str, str], str] = {
+    ("", "Resize"): "linear interpolation rounds its weights to half on the GPU, in an order that is not known",
+    ("", "Upsample"): "as Resize",
+    ("", "RotaryEmbedding"): "the GPU rounds one of the two products before their sum",
+    ("com.microsoft", "RotaryEmbedding"): "the GPU rounds one of the two products before their sum",
+    ("com.microsoft", "GroupQueryAttention"): "its kernels depend on the GPU and on the length of the cache",
+}
+
+
+def unmodelled(model: ir.Model) -> tuple[str, ...]:
+    """Return a sentence for each operator of a model that holds half values and is not modelled."""
+    found = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+        if key in UNMODELLED and not is_exact(node) and any(output.dtype in HALF_TYPES for output in node.outputs):
+            found[key] = f"{node.op_type}: {UNMODELLED[key]}"
+    return tuple(found[key] for key in sorted(found))

@@ -1,8 +1,9 @@
 """LSTM, GRU and RNN as cuDNN computes them in half: every gate, state and product of a step is rounded.
 
-Found by comparing candidates with an H100, step by step: the first step of an RNN agrees to 99.9 %; later steps depend on the order of
-sums inside matrix products, which the state carries on, and agree in distribution. cuDNN has no tanh of its own in half: it computes
-2·sigmoid(2x) − 1, whose error near 0 is absolute, which is why a recurrent layer drifts more than its roundings suggest.
+Found by comparing candidates with an H100, step by step. The first step of an RNN agrees to 99.9 %; later steps depend on the
+order of sums inside matrix products, which the state carries on, and agree in distribution. cuDNN has no tanh of its own in
+half: it computes 2·sigmoid(2x) − 1, whose error near 0 is absolute, which is why a recurrent layer drifts more than its
+roundings suggest.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class _Direction:
         after = getattr(self, f"_{self.node.op_type.lower()}")(step, carried, r)
         self.b = outer
         shown = inner.wide("Identity", after[0])
+        for value in (*carried, step, *after, shown):
+            value.shape = ir.Shape([None, None])  # [batch, hidden]: a Scan wants to know the rank
         body = ir.Graph([*carried, step], [*after, shown], nodes=inner.nodes, name=inner.stem, opset_imports={"": b.opset})
         attributes = {
             "body": body, "num_scan_inputs": 1, "scan_input_directions": [int(self.reverse)],

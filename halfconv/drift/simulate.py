@@ -1,20 +1,79 @@
-"""Simulate a GPU's half-precision rounding: an FP32 model, for the CPU, that rounds where the half model rounds."""
+"""Simulate a GPU's half-precision rounding: an FP32 model, for the CPU, that rounds where the half model rounds.
+
+The steps are those of ONNX Runtime when it loads the model for CUDA: inline what has no kernel, remove Identity, fold weights,
+fuse; then every half value that still leaves a kernel is rounded.
+"""
+
 from __future__ import annotations
-from pathlib import Path
+
+from collections import Counter
+from dataclasses import dataclass, field
+
 import onnx_ir as ir
 from onnx_ir.passes import common
-from halfconv.drift.folds import FoldPass
+
+from halfconv.drift.folds import FoldPass, RemoveIdentityPass
+from halfconv.drift.functions import ExpandFunctionsPass
 from halfconv.drift.fusions import FusePass
+from halfconv.drift.kernels import HALF_TYPES, unmodelled
 from halfconv.drift.widen import WidenPass
 from halfconv.graph.prepare import prepare
-from halfconv.model import load
-def simulated_bytes(path):
-    source = load(path)
-    prepare(source.model, label=str(path), fuse=False)
-    FoldPass()(source.model)
+from halfconv.model import SourceModel
+
+__all__ = ["Simulation", "simulate"]
+
+FORMATS = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+#: The newest IR version that ONNX Runtime 1.18 reads.
+IR_VERSION = 10
+
+
+@dataclass(slots=True)
+class Simulation:
+    """An FP32 model that stands for a half-precision one.
+
+    Attributes:
+        model: The FP32 model: its interface is the half model's with FP32 in place of half.
+        half: Value of the main graph -> the half format that it is rounded to.
+        to: ``fp16`` or ``bf16``, whichever holds more values; "" if the model has none.
+        fused: Transformer of ONNX Runtime -> how often the simulation applies it.
+        unmodelled: A sentence for each operator whose half kernel the simulation does not model.
+    """
+
+    model: ir.Model
+    half: dict[str, ir.DataType]
+    to: str
+    fused: dict[str, int] = field(default_factory=dict)
+    unmodelled: tuple[str, ...] = ()
+
+
+def simulate(source: SourceModel) -> Simulation:
+    """Build the simulation of a model; the loaded model is used up.
+
+    Args:
+        source: A loaded model in FP16 or BF16, whole or mixed. An FP32 model simulates as itself.
+
+    Returns:
+        The simulation.
+
+    Raises:
+        UnsupportedModel: A function cannot be inlined.
+        InputError: The graph is damaged.
+    """
+    model = source.model
+    prepare(model, label=str(source.path), fuse=False)
+    if ExpandFunctionsPass()(model).modified:
+        prepare(model, label=str(source.path), fuse=False)
+    held = (value.dtype for graph in model.graphs() for node in graph for value in node.outputs)
+    found = Counter(dtype for dtype in held if dtype in HALF_TYPES)
+    missing = unmodelled(model)
     fuse = FusePass()
-    fuse(source.model)
-    common.RemoveUnusedNodesPass()(source.model)
-    WidenPass(fuse.inside)(source.model)
-    source.model.ir_version=10
-    return ir.to_proto(source.model).SerializeToString()
+    if found:
+        RemoveIdentityPass()(model)
+        FoldPass()(model)
+        fuse(model)
+        common.RemoveUnusedNodesPass()(model)
+    widen = WidenPass(fuse.inside)
+    widen(model)
+    model.ir_version = min(model.ir_version, IR_VERSION) if model.opset_imports.get("", 0) < 23 else model.ir_version
+    to = FORMATS[found.most_common(1)[0][0]] if found else ""  # type: ignore[index]  # they are in HALF_TYPES
+    return Simulation(model, widen.half, to, fuse.counts, missing)

@@ -70,7 +70,7 @@ class WidenPass(ir.passes.InPlacePass):
             if value.const_value is not None and value.is_initializer():
                 value.const_value = _wide_tensor(value.const_value)
         nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
-        expansions = [(node, row) for node in nodes if (row := self._expansion(node)) is not None]
+        expansions = [(node, row) for node in nodes if (row := self._expansion(node, model)) is not None]
         for node in nodes:
             _widen_attributes(node)
         for value in list(model.graph.inputs):
@@ -84,11 +84,11 @@ class WidenPass(ir.passes.InPlacePass):
                 self._round_outputs(node)
         return ir.passes.PassResult(model, modified=bool(self._half))
 
-    def _expansion(self, node: ir.Node) -> Expansion | None:
+    def _expansion(self, node: ir.Node, model: ir.Model) -> Expansion | None:
         to = next((self._half[output] for output in node.outputs if output in self._half), None)
         if to is None or any(output in self.inside for output in node.outputs):
             return None
-        return expansion_of(node, to)
+        return expansion_of(node, to, model.opset_imports.get(node.domain))
 
     def _expand(self, node: ir.Node, row: Expansion, number: int, opset: int) -> None:
         graph = node.graph

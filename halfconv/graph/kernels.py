@@ -15,10 +15,12 @@ import onnx_ir as ir
 
 from halfconv.graph.schema import Signature
 
-__all__ = ["Support", "combining", "support", "table_source"]
+__all__ = ["Support", "combining", "on_cuda", "support", "table_source"]
 
 #: Operators that the CPU provider cannot run in half: without a kernel, and without an input that it could cast.
 NO_CPU_HALF = frozenset({"RandomNormal", "RandomUniform"})
+#: ONNX Runtime's "no upper end" of a kernel's versions.
+OPEN_END = 2**31 - 1
 _LETTER = {ir.DataType.FLOAT16: "h", ir.DataType.BFLOAT16: "b"}
 
 Entry = tuple[int, int, dict[str, str]]
@@ -51,6 +53,23 @@ def table_source() -> str:
     return _table()[0]
 
 
+def _serves(first: int, last: int, since: int) -> bool:
+    """Tell whether a kernel for the versions first to last runs an operator of version ``since``.
+
+    ONNX Runtime takes a kernel without an upper end for its first version only: a later version may mean something else.
+    """
+    return first == since or (first <= since <= last and last != OPEN_END)
+
+
+def on_cuda(domain: str, op_type: str, since: int, dtype: ir.DataType) -> bool:
+    """Tell whether the CUDA provider has a kernel of an operator's version for a half type."""
+    key = f"{'' if domain == 'ai.onnx' else domain}::{op_type}"
+    return any(
+        _serves(first, last, since) and any(_LETTER[dtype] in letters for letters in types.values())
+        for first, last, types in _table()[1].get(key, ())
+    )
+
+
 def combining(node: ir.Node) -> str:
     """Return why a scattering node cannot be half; "" if it can.
 
@@ -81,7 +100,7 @@ def support(domain: str, op_type: str, signature: Signature, variables: frozense
     letter = _LETTER[to]
     package, table = _table()
     key = f"{'' if domain == 'ai.onnx' else domain}::{op_type}"
-    entries = [types for first, last, types in table.get(key, ()) if first <= signature.since <= last]
+    entries = [types for first, last, types in table.get(key, ()) if _serves(first, last, signature.since)]
     if not entries:
         if signature.is_function:
             return Support(variables, mixed=False)

@@ -1,0 +1,66 @@
+"""Operators without a kernel, which ONNX Runtime replaces by their definition: every operator of the definition rounds."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from halfconv.drift.kernels import HALF_TYPES
+
+__all__ = ["EXPANDED_ON_LOAD", "ExpandFunctionsPass"]
+
+#: Function operators of ONNX for which ONNX Runtime 1.31 has a half kernel on neither provider, so that it inlines them.
+EXPANDED_ON_LOAD = frozenset({
+    "AffineGrid", "CausalConvWithState", "CenterCropPad", "GroupNormalization", "LinearAttention", "Mish",
+    "NegativeLogLikelihoodLoss", "SwiGLU", "Swish",
+})  # fmt: skip
+DOMAIN = "halfconv.definition"
+
+
+class ExpandFunctionsPass(ir.passes.InPlacePass):
+    """Make model functions of operators that ONNX Runtime will inline in half; inlining them is the caller's next step."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass on a model with inferred types."""
+        opset = model.opset_imports.get("", 1) or 1
+        changed = False
+        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+            if node.op_type not in EXPANDED_ON_LOAD or node.domain not in ("", "ai.onnx"):
+                continue
+            if not any(value is not None and value.dtype in HALF_TYPES for value in (*node.inputs, *node.outputs)):
+                continue
+            body = _definition(node, opset)
+            if body is None:
+                continue
+            function = ir.serde.deserialize_function(body)
+            name = f"{node.op_type}_{len(model.functions)}"
+            function.domain, function.name = DOMAIN, name
+            function.opset_imports[""] = opset  # a definition holds for later opsets too, and inlining wants one opset
+            model.functions[function.identifier()] = function
+            model.opset_imports.setdefault(DOMAIN, 1)
+            node.domain, node.op_type = DOMAIN, name
+            changed = True
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _definition(node: ir.Node, opset: int) -> onnx.FunctionProto | None:
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    if schema.has_context_dependent_function:  # type: ignore[attr-defined]  # missing in onnx's stubs
+        types = []
+        for value in node.inputs:
+            if value is None or value.type is None:
+                return None
+            types.append(ir.serde.serialize_value(value).type.SerializeToString())
+        versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]  # type: ignore[attr-defined]
+        if not versions:
+            return None
+        proto = ir.serde.serialize_node(node)
+        text = schema.get_context_dependent_function_with_opset_version(max(versions), proto.SerializeToString(), types)  # type: ignore[attr-defined]
+    else:
+        versions = [v for v in schema.function_opset_versions if v <= opset]  # type: ignore[attr-defined]
+        if not versions:
+            return None
+        text = schema.get_function_with_opset_version(max(versions))  # type: ignore[attr-defined]
+    function = onnx.FunctionProto()
+    function.ParseFromString(text)
+    return function
