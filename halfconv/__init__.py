@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halfconv.drift.compare import validate
+    from halfconv.drift.report import DriftReport
     from halfconv.errors import (
         CheckFailed,
         EnvironmentProblem,
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CheckFailed": "halfconv.errors",
     "ConvertResult": "halfconv.pipeline",
+    "DriftReport": "halfconv.drift.report",
     "EnvironmentProblem": "halfconv.errors",
     "HalfconvError": "halfconv.errors",
     "InputError": "halfconv.errors",
@@ -33,11 +36,13 @@ _HOME = {
     "UsageError": "halfconv.errors",
     "convert": "halfconv.pipeline",
     "inspect": "halfconv.inspection",
+    "validate": "halfconv.drift.compare",
 }
 
 __all__ = [
     "CheckFailed",
     "ConvertResult",
+    "DriftReport",
     "EnvironmentProblem",
     "HalfconvError",
     "InputError",
@@ -48,6 +53,7 @@ __all__ = [
     "__version__",
     "convert",
     "inspect",
+    "validate",
 ]
 
 

@@ -21,7 +21,9 @@ from halfconv.graph.schema import known_to_onnx, signature
 from halfconv.runtime import load_check
 from halfconv.runtime.load_check import LEVELS
 
-__all__ = ["CheckResult", "check_file", "require_runtime", "runtime_package"]
+__all__ = ["CPU", "CUDA", "CheckResult", "check_file", "load_in_child", "require_runtime", "runtime_package"]
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 #: Inputs and outputs.
 Promise = tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]]
@@ -137,11 +139,11 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
         notes.append(f"loaded without optimisation, because the weights are over {BIG_BYTES / 1e9:g} GB")
     problem = version = ""
     for level in levels:
-        problem, version = _load(path, level, provider)
+        problem, version = load_in_child(path, level, provider)
         if not problem:
             return CheckResult(checked, True, level, provider, version, tuple(notes))
         notes.append(f"ONNX Runtime fails at {level}: {problem}")
-    source_problem, _ = _load(source, LEVELS[-1], "CPUExecutionProvider")
+    source_problem, _ = load_in_child(source, LEVELS[-1], CPU)
     if source_problem:
         if any(v.dtype == ir.DataType.BFLOAT16 for node in ir.traversal.RecursiveGraphIterator(model.graph) for v in node.outputs):
             note = "no session could be tried: the source holds BF16 values, which ONNX Runtime's CPU provider cannot run"
@@ -188,13 +190,22 @@ def _provider(target: str) -> str:
 
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists():
-            return "CUDAExecutionProvider"
-    return "CPUExecutionProvider"
+        if CUDA in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists():
+            return CUDA
+    return CPU
 
 
-def _load(path: Path, level: str, provider: str) -> tuple[str, str]:
-    """Open a session in a child process; return what went wrong ("" if nothing) and the runtime's version."""
+def load_in_child(path: Path, level: str, provider: str) -> tuple[str, str]:
+    """Open a session in a child process.
+
+    Args:
+        path: Model file.
+        level: A name of ONNX Runtime's optimisation levels.
+        provider: Execution provider.
+
+    Returns:
+        What went wrong ("" if nothing), and the runtime's version.
+    """
     # By path and without the script's folder on the import path: the child need not find halfconv, and nothing shadows a package.
     command = [sys.executable, "-P", load_check.__file__, str(path), level, provider]
     try:

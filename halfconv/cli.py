@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from halfconv.config import find_options
 from halfconv.errors import HalfconvError
 
 if TYPE_CHECKING:
+    from halfconv.drift.report import DriftReport
     from halfconv.precision.rules import Rules
 
 __all__ = ["cli", "main"]
@@ -190,6 +192,66 @@ def convert(
 
 
 @cli.command()
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("candidate", type=click.Path(path_type=Path))
+@click.option("--samples", metavar="PATH|MODULE:FUNCTION",
+              help="Inputs: .npz, a folder of .npz or .npy, Polygraphy JSON, or a function.  [default: synthetic]")
+@click.option("--count", type=int, default=4, show_default=True, help="Number of synthetic samples.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of synthetic samples.")
+@click.option("--on", type=click.Choice(["simulate", "cpu", "cuda"]), default="simulate", show_default=True,
+              help="How CANDIDATE is run: with a GPU's rounding simulated on the CPU, or by a provider of ONNX Runtime.")
+@click.option("--tolerance", multiple=True, metavar="METRIC=VALUE[@OUTPUT]", help="A bound, such as rel_l2=1e-2.")
+@click.option("--tolerance-file", type=click.Path(path_type=Path), help="Bounds in a TOML file.")
+@click.option("--metric", multiple=True, metavar="MODULE:FUNCTION", help="A metric f(outputs, extras) -> float, or 'accuracy'.")
+@click.option("--layers", is_flag=True, help="Compare every value inside, too, and say which drift most.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write a JUnit file, one case per output.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write Markdown, as for a CI step summary.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Fail where drift has grown against this committed file.")
+@click.option("--update-baseline", is_flag=True, help="Write the baseline instead of comparing with it.")
+@_json_option
+def validate(
+    reference: Path,
+    candidate: Path,
+    samples: str | None,
+    count: int,
+    seed: int,
+    on: str,
+    tolerance: tuple[str, ...],
+    tolerance_file: Path | None,
+    metric: tuple[str, ...],
+    layers: bool,
+    junit: Path | None,
+    markdown: Path | None,
+    baseline: Path | None,
+    update_baseline: bool,
+    as_json: bool,
+) -> None:
+    """Measure the drift of CANDIDATE against REFERENCE; exit code 1 if it is too large."""
+    from halfconv.drift.compare import validate as run
+    from halfconv.report.files import check_report_files, write_reports
+
+    if update_baseline and baseline is None:
+        raise click.UsageError("--update-baseline needs the file; try: --baseline drift.json --update-baseline")
+    written = {"--junit": junit, "--markdown": markdown, "--baseline": baseline if update_baseline else None}
+    check_report_files(written, (reference, candidate))
+    with _progress(as_json, f"validating {candidate.name}") as on_stage:
+        report = run(
+            reference, candidate, samples=samples, count=count, seed=seed, on=on, tolerance=list(tolerance), metrics=metric,
+            tolerance_file=tolerance_file, layers=layers, baseline=None if update_baseline else baseline, on_stage=on_stage,
+        )  # fmt: skip
+    write_reports(report, junit=junit, markdown=markdown, baseline=written["--baseline"], compared=baseline is not None)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        from halfconv.report.validation import show_validation
+
+        show_validation(report, _console())
+    _annotate(report)
+    if not report.passed:
+        sys.exit(1)
+
+
+@cli.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep the converted model in.")
 @_json_option
 def demo(output: Path | None, as_json: bool) -> None:
@@ -202,6 +264,15 @@ def demo(output: Path | None, as_json: bool) -> None:
         _print_json(report.to_dict())
     else:
         render(report, _console())
+
+
+def _annotate(report: DriftReport) -> None:
+    """Annotate the run in GitHub Actions, which reads commands from either stream."""
+    from halfconv.report.github import annotations, in_github_actions
+
+    if in_github_actions(os.environ):
+        for line in annotations(report):
+            click.echo(line, err=True)
 
 
 def _names(given: tuple[str, ...]) -> list[str]:

@@ -75,8 +75,8 @@ def resolve_dims(
         for axis, dim in enumerate(spec.shape or ()):
             if shapes[spec.name][axis] is None:
                 dim = str(known_dim(dim))
-                size = symbols.get(dim) or _expression(dim, symbols)
-                shapes[spec.name][axis] = symbols.setdefault(dim, size if size and size > 0 else length)
+                known = symbols.get(dim) or _expression(dim, symbols)
+                shapes[spec.name][axis] = symbols.setdefault(dim, known if known and known > 0 else length)
     return {name: tuple(dim or 0 for dim in shape) for name, shape in shapes.items()}, symbols
 
 

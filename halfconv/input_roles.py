@@ -242,8 +242,8 @@ def _limits(node: ir.Node, index: int) -> Iterator[int | str | None]:
         depth = indices[-1] if indices and isinstance(indices[-1], int) else None
         yield from shape[first : None if depth is None else first + depth] if shape is not None else (None,)
     elif (op, index) == ("OneHot", 0):
-        depth = _constants(node.inputs[1])
-        yield int(depth[0]) if depth is not None else None
+        classes = _constants(node.inputs[1])
+        yield int(classes[0]) if classes is not None else None
     elif op == "RotaryEmbedding" and index == (1 if node.domain == "com.microsoft" else 3):
         shape = shape_of(node.inputs[2 if node.domain == "com.microsoft" else 1])
         yield shape[0] if shape else None

@@ -12,6 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.drift.activations import (
+    bias_gelu,
+    elu,
+    fast_gelu,
+    first,
+    gelu,
+    gelu_bf16,
+    hard_sigmoid,
+    hard_swish,
+    leaky_relu,
+    quick_gelu,
+    selu,
+    sigmoid,
+    sigmoid_bf16,
+    softplus,
+)
 from halfconv.drift.builder import Builder, rounded
 from halfconv.drift.recurrent import expand_recurrent, recurrent_on_gpu
 from halfconv.graph.kernels import on_cuda
@@ -26,110 +42,13 @@ ANY = FP16 | BF16
 Write = Callable[[Builder, ir.Node], list[ir.Value]]
 
 
-def _x(node: ir.Node, index: int = 0) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
-
-
-def _elu(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x, alpha = _x(node), node.attributes.get_float("alpha", 1.0)
-    below = b.half("Mul", alpha, b.half("Sub", b.half("Exp", x), 1.0))
-    return [b.where(b.test("Less", x, 0.0), below, x)]
-
-
-def _selu(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x = _x(node)
-    alpha = node.attributes.get_float("alpha", 1.67326319217681884765625)
-    gamma = node.attributes.get_float("gamma", 1.05070102214813232421875)
-    below = b.half("Mul", b.half("Mul", gamma, alpha), b.half("Sub", b.half("Exp", x), 1.0))
-    return [b.where(b.test("Greater", x, 0.0), b.half("Mul", gamma, x), below)]
-
-
-def _leaky_relu(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x = _x(node)
-    return [b.where(b.test("Less", x, 0.0), b.half("Mul", node.attributes.get_float("alpha", 0.01), x), x)]
-
-
-def _clipped(b: Builder, x: ir.Value) -> ir.Value:
-    return b.wide("Max", b.wide("Min", x, 1.0), 0.0)
-
-
-def _hard_sigmoid(b: Builder, node: ir.Node) -> list[ir.Value]:
-    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
-    return [_clipped(b, b.round(b.wide("Add", b.wide("Mul", alpha, _x(node)), beta)))]
-
-
-def _hard_swish(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x = _x(node)
-    scaled = b.round(b.wide("Mul", x, b.constant(np.float32(1 / 6))))
-    return [b.half("Mul", x, _clipped(b, b.half("Add", scaled, 0.5)))]
-
-
-def _softplus(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x = _x(node)
-    tail = b.half("Log", b.half("Add", b.half("Exp", b.wide("Neg", b.wide("Abs", x))), 1.0))
-    return [b.where(b.test("Greater", x, 0.0), b.half("Add", x, tail), tail)]
-
-
-def _tanh_gelu(b: Builder, x: ir.Value) -> ir.Value:
-    half, slope, cubic = 0.5, 0.7978845608028654, 0.035677408136300125
-    inner = b.round(b.wide("Add", b.wide("Mul", cubic, b.half("Mul", x, x)), slope))
-    tanh = b.half("Tanh", b.half("Mul", x, inner))
-    return b.half("Mul", x, b.round(b.wide("Add", b.wide("Mul", half, tanh), half)))
-
-
-def _gelu_bf16(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x = _x(node)
-    erf = b.wide("Erf", b.wide("Mul", x, b.constant(_f32(0.7071067811865476))))
-    cdf = b.round(b.wide("Mul", b.constant(_f32(0.5)), b.wide("Add", erf, 1.0)))
-    return [b.half("Mul", x, cdf)]
-
-
-def _gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
-    return [_tanh_gelu(b, _x(node))]
-
-
-def _fast_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x = _x(node)
-    biased = len(node.inputs) > 1 and node.inputs[1] is not None
-    return [_tanh_gelu(b, b.half("Add", x, _x(node, 1)) if biased else x)]
-
-
-def _bias_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x = b.half("Add", _x(node), _x(node, 1))
-    erf = b.half("Erf", b.half("Mul", x, 0.7071067811865476))
-    return [b.half("Mul", b.half("Mul", x, 0.5), b.half("Add", erf, 1.0))]
-
-
-def _step_sigmoid(b: Builder, x: ir.Value) -> ir.Value:
-    one = b.half("Div", 1.0, b.half("Add", b.half("Exp", b.wide("Neg", b.wide("Abs", x))), 1.0))
-    return b.where(b.test("Greater", x, 0.0), one, b.half("Sub", 1.0, one))
-
-
-def _sigmoid_bf16(b: Builder, node: ir.Node) -> list[ir.Value]:
-    return [_step_sigmoid(b, _x(node))]
-
-
-def _sigmoid(b: Builder, node: ir.Node) -> list[ir.Value]:
-    """1 / (1 + exp(−|x|)) or one minus that, in FP32: small results keep the error of the subtraction."""
-    x = _x(node)
-    one = b.wide("Div", 1.0, b.wide("Add", b.wide("Exp", b.wide("Neg", b.wide("Abs", x))), 1.0))
-    return [b.round(b.where(b.test("Greater", x, 0.0), one, b.wide("Sub", 1.0, one)))]
-
-
-def _quick_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
-    x, alpha = _x(node), node.attributes.get_float("alpha", 1.702)
-    return [b.half("Mul", x, _step_sigmoid(b, b.half("Mul", alpha, x)))]
-
-
 def _gemm(b: Builder, node: ir.Node) -> list[ir.Value]:
     """With alpha = beta = 1 the product is rounded before the addend joins; otherwise both factors are rounded to half."""
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    turned = {name: node.attributes.get_int(name, 0) for name in ("transA", "transB")}
+    turned: dict[str, Any] = {name: node.attributes.get_int(name, 0) for name in ("transA", "transB")}
     if alpha == beta == 1.0 and _has_bias(node):
         zero = b.constant(_f32(0.0))
-        return [b.half("Add", b.half("Gemm", _x(node), _x(node, 1), zero, **turned), _x(node, 2))]
+        return [b.half("Add", b.half("Gemm", first(node), first(node, 1), zero, **turned), first(node, 2))]
     to = b.to
     factors = {"alpha": float(rounded(alpha, to)), "beta": float(rounded(beta, to))}
     return [b.half("Gemm", *(value for value in node.inputs if value is not None), **turned, **factors)]
@@ -149,10 +68,10 @@ def _axes(node: ir.Node) -> list[int] | None:
 
 def _over_an_end(node: ir.Node) -> bool:
     """Tell whether a mean is over leading or over trailing axes: ONNX Runtime then uses kernels of its own instead of cuDNN."""
-    shape, axes = _x(node).shape, _axes(node)
+    shape, axes = first(node).shape, _axes(node)
     if axes is None:
         return True  # computed from the rank, as definitions of norms do
-    if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not axes and node.attributes.get_int("noop_with_empty_axes", False):
         return False
     if not axes:
         return True
@@ -172,21 +91,21 @@ def _mean(b: Builder, node: ir.Node) -> list[ir.Value]:
     if "axes" in attributes and b.opset >= 13:  # ReduceSum takes them as an input then
         inputs.append(b.constant(_i64(attributes.pop("axes").as_ints())))
     total = b.half("ReduceSum", *inputs, **attributes)
-    size = b.wide("Cast", b.typed(ir.DataType.INT64, "Size", _x(node)), to=ir.DataType.FLOAT.value)
+    size = b.wide("Cast", b.typed(ir.DataType.INT64, "Size", first(node)), to=ir.DataType.FLOAT.value)
     kept = b.wide("Cast", b.typed(ir.DataType.INT64, "Size", total), to=ir.DataType.FLOAT.value)
     return [b.half("Div", total, b.half("Div", size, kept))]
 
 
 def _instance_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
     """Beyond one image a batch norm of cuDNN does it, whose statistics are half: a variance above 65,504 is infinite."""
-    x, epsilon = _x(node), node.attributes.get_float("epsilon", 1e-5)
+    x, epsilon = first(node), node.attributes.get_float("epsilon", 1e-5)
     shape = x.shape
     rank = shape.rank() if shape is not None else 4
-    alone = b.half("InstanceNormalization", x, _x(node, 1), _x(node, 2), epsilon=epsilon)
+    alone = b.half("InstanceNormalization", x, first(node, 1), first(node, 2), epsilon=epsilon)
     if shape is not None and shape[0] == 1:
         return [alone]
     column = b.constant(_i64([1, -1] + [1] * (rank - 2)))
-    scale, shift = (b.wide("Reshape", _x(node, k), column) for k in (1, 2))
+    scale, shift = (b.wide("Reshape", first(node, k), column) for k in (1, 2))
     mean = _wide_mean(b, x, rank)
     centred = b.wide("Sub", x, mean)
     variance = b.round(_wide_mean(b, b.wide("Mul", centred, centred), rank))
@@ -207,12 +126,12 @@ def _wide_mean(b: Builder, x: ir.Value, rank: int) -> ir.Value:
 def _constant_axis(node: ir.Node) -> bool:
     axis = node.inputs[1] if len(node.inputs) > 1 else None
     known = axis is not None and axis.const_value is not None and not axis.is_graph_input()
-    return known and _x(node).shape is not None
+    return known and first(node).shape is not None
 
 
 def _cumsum(b: Builder, node: ir.Node) -> list[ir.Value]:
     """A running sum is rounded at every step."""
-    x, axis = _x(node), node.inputs[1]
+    x, axis = first(node), node.inputs[1]
     assert axis is not None and axis.const_value is not None and x.shape is not None
     rank = x.shape.rank()
     order = list(range(rank))
@@ -235,9 +154,9 @@ def _cumsum(b: Builder, node: ir.Node) -> list[ir.Value]:
 
 def _pairwise(op: str) -> Write:
     def write(b: Builder, node: ir.Node) -> list[ir.Value]:
-        total = _x(node)
+        total = first(node)
         for index in range(1, len(node.inputs)):
-            total = b.half(op, total, _x(node, index))
+            total = b.half(op, total, first(node, index))
         return [total]
 
     return write
@@ -245,8 +164,8 @@ def _pairwise(op: str) -> Write:
 
 def _biased(b: Builder, node: ir.Node) -> list[ir.Value]:
     """A convolution rounds its result, then adds the bias and rounds again."""
-    bias = _x(node, 2)
-    plain = b.half(node.op_type, _x(node), _x(node, 1), **{a.name: a for a in node.attributes.values()})
+    bias = first(node, 2)
+    plain = b.half(node.op_type, first(node), first(node, 1), **{a.name: a for a in node.attributes.values()})
     rank = plain_rank(node)
     column = b.wide("Reshape", bias, b.constant(_i64([1, -1] + [1] * (rank - 2))))
     return [b.half("Add", plain, column)]
@@ -255,7 +174,7 @@ def _biased(b: Builder, node: ir.Node) -> list[ir.Value]:
 def plain_rank(node: ir.Node) -> int:
     """Return the rank of a convolution's input, from its shape or its weight's."""
     for index in (0, 1):
-        shape = _x(node, index).shape
+        shape = first(node, index).shape
         if shape is not None:
             return int(shape.rank())
     return 4
@@ -282,14 +201,14 @@ def _given(node: ir.Node, index: int) -> ir.Value | None:
 def _skip_layer_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
     """The bias and the skip are added in half; the norm is FP32 inside."""
     simplified = node.op_type.startswith("SkipSimplified")
-    total, bias = _x(node), _given(node, 3 if simplified else 4)
+    total, bias = first(node), _given(node, 3 if simplified else 4)
     if bias is not None:
         total = b.half("Add", total, bias)
-    total = b.half("Add", total, _x(node, 1))
+    total = b.half("Add", total, first(node, 1))
     epsilon = node.attributes.get_float("epsilon", 1e-12)
     beta = None if simplified else _given(node, 3)
     operator = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
-    inputs = [total, _x(node, 2), *([beta] if beta is not None else [])]
+    inputs = [total, first(node, 2), *([beta] if beta is not None else [])]
     result = b.half(operator, *inputs, axis=-1, epsilon=epsilon)
     unused = b.constant(_f32(0.0))
     return [result, unused, unused, total][: len(node.outputs)]
@@ -303,11 +222,12 @@ def _plain_attention(node: ir.Node) -> bool:
 
 def _attention(b: Builder, node: ir.Node) -> list[ir.Value]:
     """Queries, keys and values are rounded; then MultiHeadAttention, which keeps FP32 inside."""
-    weight, bias = _x(node, 1), _given(node, 2)
-    projected = b.half("MatMul", _x(node), weight)
+    weight, bias = first(node, 1), _given(node, 2)
+    projected = b.half("MatMul", first(node), weight)
     if bias is not None:
         projected = b.half("Add", projected, bias)
-    q, k, v = b.several("Split", [projected], 3, axis=-1, **({"num_outputs": 3} if b.opset >= 18 else {}))
+    parts: dict[str, Any] = {"num_outputs": 3} if b.opset >= 18 else {}
+    q, k, v = b.several("Split", [projected], 3, axis=-1, **parts)
     kept = {name: a for name, a in node.attributes.items() if name in ("num_heads", "unidirectional", "mask_filter_value", "scale")}
     mask = _given(node, 3)
     inputs = [q, k, v] + ([None, mask] if mask is not None else [])
@@ -343,30 +263,30 @@ EXPANSIONS: tuple[Expansion, ...] = (
     Expansion("", "Conv", ANY, _has_bias, _biased),
     Expansion("", "ConvTranspose", ANY, _has_bias, _biased),
     Expansion("", "CumSum", ANY, _constant_axis, _cumsum),
-    Expansion("", "Elu", ANY, _always, _elu),
+    Expansion("", "Elu", ANY, _always, elu),
     Expansion("", "GRU", FP16, recurrent_on_gpu, expand_recurrent),
-    Expansion("", "Gelu", ANY, _is_tanh, _gelu),
-    Expansion("", "Gelu", BF16, _always, _gelu_bf16),
+    Expansion("", "Gelu", ANY, _is_tanh, gelu),
+    Expansion("", "Gelu", BF16, _always, gelu_bf16),
     Expansion("", "Gemm", ANY, _always, _gemm),
-    Expansion("", "HardSigmoid", ANY, _always, _hard_sigmoid),
-    Expansion("", "HardSwish", ANY, _always, _hard_swish),
+    Expansion("", "HardSigmoid", ANY, _always, hard_sigmoid),
+    Expansion("", "HardSwish", ANY, _always, hard_swish),
     Expansion("", "InstanceNormalization", ANY, _always, _instance_norm),
     Expansion("", "LSTM", FP16, recurrent_on_gpu, expand_recurrent),
-    Expansion("", "LeakyRelu", ANY, _always, _leaky_relu),
+    Expansion("", "LeakyRelu", ANY, _always, leaky_relu),
     Expansion("", "RNN", FP16, recurrent_on_gpu, expand_recurrent),
     Expansion("", "ReduceMean", ANY, _over_an_end, _mean),
     Expansion("", "ReduceLogSum", ANY, _always, _logged_sum),
-    Expansion("", "Selu", ANY, _always, _selu),
-    Expansion("", "Sigmoid", BF16, _always, _sigmoid_bf16),
-    Expansion("", "Sigmoid", FP16, _always, _sigmoid),
-    Expansion("", "Softplus", ANY, _always, _softplus),
+    Expansion("", "Selu", ANY, _always, selu),
+    Expansion("", "Sigmoid", BF16, _always, sigmoid_bf16),
+    Expansion("", "Sigmoid", FP16, _always, sigmoid),
+    Expansion("", "Softplus", ANY, _always, softplus),
     Expansion("", "Sum", ANY, _always, _pairwise("Add")),
     Expansion(MS, "Attention", ANY, _plain_attention, _attention),
     Expansion(MS, "BiasAdd", ANY, _always, _pairwise("Add")),
-    Expansion(MS, "BiasGelu", ANY, _always, _bias_gelu),
-    Expansion(MS, "FastGelu", ANY, _always, _fast_gelu),
-    Expansion(MS, "Gelu", BF16, _always, _gelu_bf16),
-    Expansion(MS, "QuickGelu", ANY, _always, _quick_gelu),
+    Expansion(MS, "BiasGelu", ANY, _always, bias_gelu),
+    Expansion(MS, "FastGelu", ANY, _always, fast_gelu),
+    Expansion(MS, "Gelu", BF16, _always, gelu_bf16),
+    Expansion(MS, "QuickGelu", ANY, _always, quick_gelu),
     Expansion(MS, "SkipLayerNormalization", ANY, _always, _skip_layer_norm),
     Expansion(MS, "SkipSimplifiedLayerNormalization", ANY, _always, _skip_layer_norm),
 )

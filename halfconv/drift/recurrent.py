@@ -9,6 +9,7 @@ roundings suggest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,8 +33,8 @@ def recurrent_on_gpu(node: ir.Node) -> bool:
         return False
     peepholes = len(node.inputs) > 7 and node.inputs[7] is not None
     lengths = len(node.inputs) > 4 and node.inputs[4] is not None
-    odd = peepholes or lengths or "clip" in node.attributes or node.attributes.get_int("input_forget", 0)
-    return not odd and not node.attributes.get_int("layout", 0)
+    flags = any(node.attributes.get_int(name, 0) for name in ("input_forget", "layout"))
+    return not (peepholes or lengths or flags or "clip" in node.attributes)
 
 
 def _sigmoid(b: Builder, x: ir.Value) -> ir.Value:
@@ -81,7 +82,7 @@ class _Direction:
         for value in (*carried, step, *after, shown):
             value.shape = ir.Shape([None, None])  # [batch, hidden]: a Scan wants to know the rank
         body = ir.Graph([*carried, step], [*after, shown], nodes=inner.nodes, name=inner.stem, opset_imports={"": b.opset})
-        attributes = {
+        attributes: dict[str, Any] = {
             "body": body, "num_scan_inputs": 1, "scan_input_directions": [int(self.reverse)],
             "scan_output_directions": [int(self.reverse)],
         }  # fmt: skip

@@ -64,7 +64,7 @@ def simulate(source: SourceModel) -> Simulation:
     if ExpandFunctionsPass()(model).modified:
         prepare(model, label=str(source.path), fuse=False)
     held = (value.dtype for graph in model.graphs() for node in graph for value in node.outputs)
-    found = Counter(dtype for dtype in held if dtype in HALF_TYPES)
+    found = Counter(dtype for dtype in held if dtype is not None and dtype in HALF_TYPES)
     missing = unmodelled(model)
     fuse = FusePass()
     if found:
@@ -75,5 +75,5 @@ def simulate(source: SourceModel) -> Simulation:
     widen = WidenPass(fuse.inside)
     widen(model)
     model.ir_version = min(model.ir_version, IR_VERSION) if model.opset_imports.get("", 0) < 23 else model.ir_version
-    to = FORMATS[found.most_common(1)[0][0]] if found else ""  # type: ignore[index]  # they are in HALF_TYPES
+    to = FORMATS[found.most_common(1)[0][0]] if found else ""
     return Simulation(model, widen.half, to, fuse.counts, missing)

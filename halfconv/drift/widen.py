@@ -61,9 +61,9 @@ class WidenPass(ir.passes.InPlacePass):
         for graph in model.graphs():
             for value in _values(graph):
                 if value.type is not None and value.dtype in HALF_TYPES:
-                    self._half[value] = value.dtype  # type: ignore[assignment]  # it is in HALF_TYPES
+                    self._half[value] = value.dtype
                     if graph is model.graph and value.name:
-                        self.half[value.name] = value.dtype  # type: ignore[assignment]
+                        self.half[value.name] = value.dtype
         for value in self._half:
             assert value.type is not None
             value.type = _wide(value.type)

@@ -1,0 +1,170 @@
+"""Run a model on samples: a file on one of ONNX Runtime's providers, or the simulation of a half-precision model on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from halfconv.check import CPU, CUDA, load_in_child
+from halfconv.drift.simulate import Simulation
+from halfconv.errors import EnvironmentProblem, InputError
+from halfconv.runtime.load_check import LEVELS
+
+__all__ = ["Evaluator", "evaluate_file", "evaluate_model", "evaluate_simulation"]
+
+#: A model is handed over in memory up to this size, and as a file with external data beyond it.
+INLINE_BYTES = 1 << 30
+_FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
+
+
+class Evaluator:
+    """A session, and what turns samples into its inputs.
+
+    Args:
+        label: What messages call the model.
+        session: An ``onnxruntime.InferenceSession``.
+        kept: What must live as long as the session.
+
+    Attributes:
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+        provider: The provider that is asked first.
+    """
+
+    def __init__(self, label: str, session: Any, kept: ExitStack | None = None):
+        self.label, self._session, self._kept = label, session, kept
+        self._kinds: dict[str, str] = {value.name: value.type for value in session.get_inputs()}
+        self.inputs = tuple(self._kinds)
+        self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
+        self.provider: str = session.get_providers()[0]
+
+    def run(self, feeds: Mapping[str, Any], sample: str, outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Run one sample.
+
+        Args:
+            feeds: Input -> array (list of arrays for a sequence); floating-point arrays are cast to what the model takes.
+            sample: What messages call the sample.
+            outputs: The outputs wanted; default all.
+
+        Returns:
+            Output -> value.
+
+        Raises:
+            InputError: The runtime refuses the inputs, or fails.
+        """
+        names = list(self.outputs if outputs is None else outputs)
+        ready = {name: _fitted(feeds[name], kind) for name, kind in self._kinds.items() if name in feeds}
+        try:
+            values = self._session.run(names, ready)
+        except Exception as error:
+            words = " ".join(str(error).split())[:400]
+            raise InputError(f"{self.label}: fails on {sample}: {words}", "samples of the shapes that the model takes") from None
+        return dict(zip(names, values, strict=True))
+
+    def close(self) -> None:
+        """Release the session and its files."""
+        self._session = None
+        if self._kept is not None:
+            self._kept.close()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _fitted(value: Any, kind: str) -> Any:
+    if isinstance(value, list):
+        inner = kind.removeprefix("optional(").removeprefix("seq(").removesuffix(")").removesuffix(")") + ")"
+        return [_fitted(item, inner) for item in value]
+    wanted = _FLOATS.get(kind)
+    if wanted is None or not isinstance(value, np.ndarray) or value.dtype == wanted or value.dtype.kind in "iub":
+        return value
+    with np.errstate(over="ignore"):
+        return value.astype(wanted)
+
+
+def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) -> Evaluator:
+    """Open a model file on a provider, at the highest optimisation level at which it loads.
+
+    Args:
+        path: The model.
+        provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``.
+        isolated: Whether to try each level in a child process first: ONNX Runtime may end the process on a half model.
+
+    Raises:
+        InputError: It loads at no level.
+        EnvironmentProblem: The provider cannot be used here.
+    """
+    import onnxruntime
+
+    problem = ""
+    for level in LEVELS:
+        if isolated:
+            problem, _ = load_in_child(path, level, provider)
+            if problem:
+                continue
+        try:
+            session = _session(str(path), level, provider)
+        except Exception as error:
+            problem = " ".join(str(error).split())[:300]
+            continue
+        if session.get_providers()[0] != provider:
+            raise EnvironmentProblem(
+                f"{provider.removesuffix('ExecutionProvider')} cannot be used here: onnxruntime {onnxruntime.__version__} "
+                f"offers {', '.join(session.get_providers())}",
+                "--on simulate, or a machine with a GPU and halfconv[gpu]",
+            )
+        return Evaluator(str(path), session)
+    if provider == CUDA and "did not load" in problem:
+        raise EnvironmentProblem(f"CUDA cannot be used here: {problem}", "--on simulate, or a GPU and halfconv[gpu]")
+    raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", "--on simulate, or onnx.checker.check_model on it")
+
+
+def evaluate_model(model: ir.Model, label: str) -> Evaluator:
+    """Open a model as it is, without any optimisation, on the CPU provider.
+
+    Args:
+        model: An FP32 model; its weights may be lazy or in external files.
+        label: What messages call it.
+
+    Raises:
+        InputError: ONNX Runtime cannot load it.
+    """
+    kept = ExitStack()
+    size = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value is not None)
+    if size <= INLINE_BYTES:
+        source: str | bytes = ir.to_proto(model).SerializeToString()
+    else:
+        folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="halfconv-")))
+        source = str(folder / "model.onnx")
+        ir.save(model, source, external_data="model.onnx.data", size_threshold_bytes=1024)
+    try:
+        return Evaluator(label, _session(source, "ORT_DISABLE_ALL", CPU), kept)
+    except Exception as error:
+        kept.close()
+        words = " ".join(str(error).split())[:300]
+        raise InputError(f"{label}: cannot be run on the CPU: {words}", "--on cuda") from None
+
+
+def evaluate_simulation(simulation: Simulation, label: str) -> Evaluator:
+    """Open a simulation; see `evaluate_model`."""
+    return evaluate_model(simulation.model, f"{label} (simulated)")
+
+
+def _session(source: str | bytes, level: str, provider: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if provider != CPU and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    return onnxruntime.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))

@@ -1,0 +1,68 @@
+"""Where the values of a model come from: node, operator, and the PyTorch module that the exporter names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from halfconv.graph.names import Names
+
+__all__ = ["Origin", "Origins", "origins"]
+
+#: Where exporters say what module a node came from.
+SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value of a model comes from.
+
+    Attributes:
+        node: Id of the node that makes it.
+        op: Its operator.
+        scope: The exporter's module path; "" if unknown.
+        reads: Names of the values that the node reads, Casts looked through.
+    """
+
+    node: str
+    op: str
+    scope: str
+    reads: tuple[str, ...]
+
+
+Origins = dict[str, Origin]
+
+
+def origins(model: ir.Model) -> Origins:
+    """Describe the values of a model's main graph; call it before the model is changed.
+
+    Args:
+        model: A loaded model.
+    """
+    names = Names.of(model)
+    found: Origins = {}
+    for node in model.graph:
+        scope = next((node.metadata_props[key] for key in SCOPES if node.metadata_props.get(key)), "")
+        reads = tuple(_source(value).name or "" for value in node.inputs if value is not None)
+        for output in node.outputs:
+            if output.name:
+                found[output.name] = Origin(names.node[node], node.op_type, _readable(scope), reads)
+    return found
+
+
+def _readable(scope: str) -> str:
+    """Return the innermost module path of an exporter's list of scopes."""
+    if scope.startswith("["):
+        parts = [part.strip(" '\"[]") for part in scope.split(",")]
+        return next((part for part in reversed(parts[:-1] or parts) if part), "")
+    return scope
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """Look through Casts."""
+    node = value.producer()
+    while node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
