@@ -112,8 +112,8 @@ def _instance_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
     deviation = b.half("Sqrt", b.half("Add", variance, epsilon))
     scaled = b.half("Div", b.half("Mul", scale, b.half("Sub", x, b.round(mean))), deviation)
     many = b.half("Add", scaled, shift)
-    first = b.typed(ir.DataType.INT64, "Gather", b.typed(ir.DataType.INT64, "Shape", x), b.constant(_i64(0)))
-    return [b.where(b.typed(ir.DataType.BOOL, "Equal", first, b.constant(_i64(1))), alone, many)]
+    images = b.typed(ir.DataType.INT64, "Gather", b.typed(ir.DataType.INT64, "Shape", x), b.constant(_i64(0)))
+    return [b.where(b.typed(ir.DataType.BOOL, "Equal", images, b.constant(_i64(1))), alone, many)]
 
 
 def _wide_mean(b: Builder, x: ir.Value, rank: int) -> ir.Value:
