@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -144,7 +145,7 @@ def validate(
         with clock.stage("locate"):
             found, note = _locate(paths, used if layers else _first(used), made, scopes)
         warnings += note
-        report = replace(report, layers=found if layers else None, first_bad=first_bad(found, _limit(gate)))
+        report = replace(report, layers=found if layers else None, first_bad=first_bad(found, _limit(gate) if failed else math.inf))
     if known is not None:
         report = replace(report, baseline=grown(report, known))
     return replace(report, warnings=tuple(warnings), seconds=clock.seconds)

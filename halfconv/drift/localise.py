@@ -26,6 +26,8 @@ __all__ = ["first_bad", "localise"]
 
 MAX_HALF = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
 SMALLEST = {ir.DataType.FLOAT16: 5.960464477539063e-08, ir.DataType.BFLOAT16: 9.183549615799121e-41}
+#: Operators that make infinities of zeros.
+FROM_ZERO = {"Log": "takes the logarithm of", "Div": "divides by", "Reciprocal": "divides by", "Pow": "raises to a negative power"}
 PREFIX = "candidate:"
 
 
@@ -191,8 +193,10 @@ def _verdict(name: str, found: PairSums, to: ir.DataType | None, origin: Origin,
         if to is not None and found.reference_max > MAX_HALF[to]:
             return f"{node} overflows: its result reaches {found.reference_max:,.6g} (> {MAX_HALF[to]:,.6g}) in FP32"
         if found.new_inf and to is not None:
+            if origin.op in FROM_ZERO:
+                return f"{node} gives {count:,} infinite results: half rounds what it {FROM_ZERO[origin.op]} to 0"
             reach = f"although its result only reaches {found.reference_max:,.6g}"
-            return f"{node} overflows inside: a sum leaves half's range, {reach}"
+            return f"{node} overflows inside: a sum or product leaves half's range, {reach}"
         return f"{node} gives {count:,} {what} results where the reference is finite"
     share = found.share_zeroed
     if share is not None and share > ZEROED_LIMIT:
