@@ -3,7 +3,10 @@
 The model is Magika's, which tells a file's type from its bytes; the ``demo`` extra installs it. The files are those of
 ``files.json``: parts of this project's own dependencies, with their true types, so that every machine counts the same.
 
-    load the list → find the files → convert the model → run FP32 and FP16 on the files → `DemoReport`
+    load the list → find the files → convert the model, twice → run FP32 and FP16 on the files → `DemoReport`
+
+The second conversion is that of ONNX Runtime's own converter: it shows what a check on the CPU misses and a simulation of the
+GPU's rounding sees.
 
 Magika's package requires the CPU build of ONNX Runtime, which does not live beside the GPU build: keep the ``demo``
 extra out of GPU environments.
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfconv.demo.files import Collected, collect, load_list
-from halfconv.demo.magika import MODEL_NAME, NO_ANSWER, MagikaModel, classify, find_model, rows
+from halfconv.demo.magika import MODEL_NAME, NO_ANSWER, MagikaModel, classify, convert_as_others, find_model, rows
 from halfconv.demo.render import render
 from halfconv.errors import EnvironmentProblem, UsageError
 
@@ -30,6 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["DemoReport", "render", "run_demo"]
 
 OUTPUT_NAME = "magika.fp16.onnx"
+#: The model's input.
+INPUT_NAME = "bytes"
+#: Whose answers are counted: the FP32 model, halfconv's FP16 model and that of ONNX Runtime's own converter, each on the CPU
+#: provider and with a GPU's rounding simulated.
+WHO = ("fp32", "fp16_cpu", "fp16_simulated", "other_cpu", "other_simulated")
+#: Files on which the other model is searched for the value that goes wrong.
+SEARCHED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +50,14 @@ class DemoReport:
         model: The model's name and package version.
         model_sha256: The FP32 file's digest.
         files: Numbers of ``listed``, ``used``, ``differ`` and ``missing`` files.
-        types: For each true type, the numbers of ``files`` and of right answers, ``fp32`` and ``fp16_cpu``.
+        types: For each true type, the numbers of ``files`` and of right answers, by the names of `WHO`.
         conversion: What the converter reports.
         kept: Where the FP16 model lies, or None if it was only made for the demo.
-        accuracy: Share of files whose type the model gives (top-1): ``fp32`` and ``fp16_cpu``.
+        accuracy: Share of files whose type the model gives (top-1), by the names of `WHO`.
         correct: The numbers of files behind the shares.
         no_answer: Numbers of files for which a score was NaN or infinite.
-        agreement: Share of files to which both models give the same type.
+        agreement: Share of files to which halfconv's model, with a GPU's rounding simulated, gives the FP32 model's type.
+        first_bad: Where the other converter's model goes wrong first, in plain words.
         warnings: What keeps this run from being comparable with others.
     """
 
@@ -60,6 +71,7 @@ class DemoReport:
     correct: dict[str, int]
     no_answer: dict[str, int]
     agreement: float
+    first_bad: str
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +88,7 @@ class DemoReport:
             "correct": dict(self.correct),
             "no_answer": dict(self.no_answer),
             "agreement": self.agreement,
+            "first_bad": self.first_bad or None,
             "warnings": list(self.warnings),
         }
 
@@ -98,6 +111,8 @@ def run_demo(
         EnvironmentProblem: Magika or ONNX Runtime is not installed, or none of the listed files is here.
         UsageError: The output directory is a file.
     """
+    from halfconv.drift.compare import validate
+
     if convert is None:
         from halfconv.pipeline import convert as convert_default
 
@@ -114,9 +129,18 @@ def run_demo(
         folder = _made(output_dir) if output_dir else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         conversion = convert(model.path, folder / OUTPUT_NAME)
         inputs = rows(model, (content for _, content in found.used))
-        answers = {"fp32": classify(model.path, inputs), "fp16_cpu": classify(Path(conversion.output), inputs)}
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        other, ours = convert_as_others(model.path, scratch / "other.onnx"), Path(conversion.output)
+        answers = {
+            "fp32": classify(model.path, inputs),
+            "fp16_cpu": classify(ours, inputs),
+            "fp16_simulated": classify(ours, inputs, simulated=True),
+            "other_cpu": classify(other, inputs),
+            "other_simulated": classify(other, inputs, simulated=True),
+        }
+        drift = validate(model.path, other, samples=[{INPUT_NAME: inputs[:SEARCHED]}])
     kept = Path(conversion.output) if output_dir else None
-    return _report(model, found, conversion, answers, kept, listed.model_sha256)
+    return _report(model, found, conversion, answers, kept, listed.model_sha256, drift.first_bad)
 
 
 def _made(folder: Path) -> Path:
@@ -137,15 +161,16 @@ def _report(
     answers: "dict[str, NDArray[np.int64]]",
     kept: Path | None,
     listed_sha256: str,
+    first_bad: str,
 ) -> DemoReport:
     """Count the answers."""
     truths = [file.label for file, _ in found.used]
-    types = {label: {"files": truths.count(label), "fp32": 0, "fp16_cpu": 0} for label in sorted(set(truths))}
+    types = {label: {"files": truths.count(label), **dict.fromkeys(WHO, 0)} for label in sorted(set(truths))}
     for who, given in answers.items():
         for index, truth in zip(given, truths, strict=True):
             types[truth][who] += int(index != NO_ANSWER and model.labels[index] == truth)
     correct = {who: sum(counts[who] for counts in types.values()) for who in answers}
-    both = [a == b != NO_ANSWER for a, b in zip(answers["fp32"], answers["fp16_cpu"], strict=True)]
+    both = [a == b != NO_ANSWER for a, b in zip(answers["fp32"], answers["fp16_simulated"], strict=True)]
     warnings = []
     if model.sha256 != listed_sha256:
         warnings.append(f"Magika {model.version} ships another model than the file list was made for")
@@ -160,5 +185,6 @@ def _report(
         correct=correct,
         no_answer={who: int((given == NO_ANSWER).sum()) for who, given in answers.items()},
         agreement=sum(both) / len(truths),
+        first_bad=first_bad,
         warnings=tuple(warnings),
     )

@@ -9,7 +9,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,7 @@ def rows(model: MagikaModel, contents: Iterable[bytes]) -> "NDArray[np.int32]":
     return np.array(each, np.int32).reshape(len(each), model.beginning + model.end)
 
 
-def classify(path: Path, inputs: "NDArray[np.int32]") -> "NDArray[np.int64]":
+def classify(path: Path, inputs: "NDArray[np.int32]", *, simulated: bool = False) -> "NDArray[np.int64]":
     """The index of the label that a model gives each file, on the CPU provider.
 
     A row whose scores are not all finite gets `NO_ANSWER`.
@@ -119,6 +120,7 @@ def classify(path: Path, inputs: "NDArray[np.int32]") -> "NDArray[np.int64]":
     Args:
         path: Magika's model, converted or not.
         inputs: What `rows` made.
+        simulated: Whether half values are rounded as on a GPU; ONNX Runtime's CPU provider drops most roundings.
 
     Raises:
         EnvironmentProblem: No ONNX Runtime is installed.
@@ -126,17 +128,30 @@ def classify(path: Path, inputs: "NDArray[np.int32]") -> "NDArray[np.int64]":
     """
     import numpy as np
 
-    session = _session(path)
-    name = session.get_inputs()[0].name
     answers = [np.empty(0, np.int64)]
+    run = _simulation(path) if simulated else _session(path)
     for start in range(0, len(inputs), _BATCH):
-        scores = np.asarray(session.run(None, {name: inputs[start : start + _BATCH]})[0], np.float32)
+        scores = np.asarray(run(inputs[start : start + _BATCH]), np.float32)
         answers.append(np.where(np.isfinite(scores).all(axis=1), scores.argmax(axis=1), NO_ANSWER).astype(np.int64))
     return np.concatenate(answers)
 
 
-def _session(path: Path) -> Any:
-    """A CPU session, at the highest optimisation level that ONNX Runtime manages for this model."""
+Run = Callable[["NDArray[np.int32]"], Any]
+
+
+def _simulation(path: Path) -> Run:
+    """A function that runs the simulation of a half-precision model."""
+    from halfconv.drift.evaluate import evaluate_simulation
+    from halfconv.drift.simulate import simulate
+    from halfconv.model import load
+
+    evaluator = evaluate_simulation(simulate(load(path)), str(path))
+    (name,) = evaluator.inputs
+    return lambda rows: next(iter(evaluator.run({name: rows}, "the listed files").values()))
+
+
+def _session(path: Path) -> Run:
+    """A function that runs a model, at the highest optimisation level that ONNX Runtime manages for it."""
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -147,7 +162,26 @@ def _session(path: Path) -> Any:
     for level in (levels.ORT_ENABLE_ALL, levels.ORT_ENABLE_EXTENDED):
         options.graph_optimization_level = level
         try:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             problem = error
+            continue
+        name = session.get_inputs()[0].name
+        return lambda rows: session.run(None, {name: rows})[0]
     raise CheckFailed(f"onnxruntime {ort.__version__} cannot load {path}: {problem}")
+
+
+def convert_as_others(source: Path, target: Path) -> Path:
+    """Convert with ONNX Runtime's own converter and its defaults, for comparison.
+
+    Args:
+        source: The FP32 model.
+        target: Where to write.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of every constant that it changes
+        onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
+    return target
