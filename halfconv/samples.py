@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import os
 import re
 import sys
@@ -47,13 +48,38 @@ class Samples:
     Attributes:
         kind: ``given`` or ``synthetic``.
         seed: Seed of synthetic samples; 0 for given ones.
+        once: Whether they can be read only once.
     """
 
-    def __init__(self, produce: Callable[[], Iterator[Sample]], *, kind: str = "given", seed: int = 0, source: str = "samples"):
+    def __init__(
+        self,
+        produce: Callable[[], Iterator[Sample]],
+        *,
+        kind: str = "given",
+        seed: int = 0,
+        source: str = "samples",
+        once: bool = False,
+    ):
         self._produce, self._source = produce, source
-        self.kind, self.seed = kind, seed
+        self.kind, self.seed, self.once = kind, seed, once
+        self._begun: Iterator[Sample] | None = None
+
+    def first(self) -> Sample:
+        """The first sample, which the next iteration gives again: a source that can be read once is not used up.
+
+        Raises:
+            InputError: There is none, or it cannot be used.
+        """
+        begun = iter(self)
+        sample = next(begun)
+        self._begun = itertools.chain((sample,), begun)
+        return sample
 
     def __iter__(self) -> Iterator[Sample]:
+        begun, self._begun = self._begun, None
+        return begun if begun is not None else self._all()
+
+    def _all(self) -> Iterator[Sample]:
         none = True
         for sample in self._produce():
             none = False
@@ -156,7 +182,7 @@ def _of_iterable(source: Iterable[Any], inputs: Sequence[InputSpec]) -> Samples:
             used = True
         yield from _items(source, "samples")
 
-    return Samples(lambda: _checked(raw(), inputs))
+    return Samples(lambda: _checked(raw(), inputs), once=isinstance(source, Iterator))
 
 
 def _items(given: Any, label: str) -> Iterator[Raw]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,19 +26,18 @@ from halfconv.drift.simulate import FORMATS, Simulation, simulate
 from halfconv.drift.task import Metric, MetricMeans, accuracy, find_metrics, labels_of
 from halfconv.errors import InputError, UsageError
 from halfconv.graph.prepare import prepare
-from halfconv.model import load
-from halfconv.samples import Samples, open_samples
+from halfconv.model import SourceModel, load
+from halfconv.samples import Sample, Samples, open_samples
 from halfconv.synthetic import LENGTHS, input_specs, synthetic_samples
 
 __all__ = ["validate"]
 
 WAYS = ("simulate", "cpu", "cuda")
-#: Samples on which a failure is localised where no value is asked for.
-FEW = 2
 CPU_HIDES = (
     "the CPU provider computes most half operators in FP32 and drops their roundings: what passes here can fail on a GPU; "
     "--on simulate shows it"
 )
+ONCE = "the values inside are compared on one sample only, the worst: these samples can be read only once"
 SYNTHETIC = "the samples are synthetic: random data hides overflow and says little about accuracy; give --samples"
 
 
@@ -108,43 +106,39 @@ def validate(
     with clock.stage("load"):
         source, half = load(paths[0]), load(paths[1])
         _check_interfaces(source.model, half.model, paths)
-        to, warnings = _format(half.model)
+        to, warnings = _format(source.model, half.model, paths)
         scopes, made = origins(source.model), origins(half.model)
         specs = input_specs(source.model)
         given = open_samples(samples, specs) if samples is not None else None
+        automatic = not wanted and given is not None and labels_of(given.first().extras) is not None
     names = [value.name or "" for value in source.model.graph.outputs]
-    automatic = not wanted and given is not None and labels_of(next(iter(given)).extras) is not None
     if automatic:
         wanted = {"accuracy": accuracy}
     bounds_file = Path(tolerance_file) if tolerance_file is not None else None
-    gate = make_gate(to, names, tolerance, bounds_file, tuple(wanted))
+    gate = make_gate(to or "fp16", names, tolerance, bounds_file, tuple(wanted))
     with ExitStack() as stack:
         with clock.stage("simulate" if on == "simulate" else "open"):
-            simulation = simulate(half) if on == "simulate" or layers else None
-            ours = stack.enter_context(evaluate_file(paths[0]))
+            simulation = simulate(half) if to and on == "simulate" else None
+            ours = stack.enter_context(_reference(source, on))
             theirs = stack.enter_context(_candidate(paths[1], simulation, on))
         with clock.stage("run"):
             used = given if given is not None else _synthetic(source.model, count, seed, ours)
-            means = MetricMeans(wanted)
-            try:
-                total, accumulators = _run(used, ours, theirs, names, to, means)
-            except InputError:
-                if not automatic:
-                    raise
-                means = MetricMeans({})  # labels that fit no output are no reason to fail
-                total, accumulators = _run(used, ours, theirs, names, to, means)
+            # Accuracy that nobody asked for is given up where the labels fit no output.
+            means = MetricMeans(wanted, asked=not automatic or gate.limit_of("accuracy") is not None)
+            total, accumulators, worst = _run(used, ours, theirs, names, to or "fp16", means)
     warnings += [SYNTHETIC] * (used.kind == "synthetic") + [CPU_HIDES] * (on == "cpu")
     outputs = tuple(gate.judge(accumulators[name].result(name)) for name in names)
     report = DriftReport(
-        reference=str(paths[0]), candidate=str(paths[1]), on=on, to=to, samples=total, sample_kind=used.kind, seed=used.seed,
-        outputs=outputs, metrics=means.result(gate.limit_of), tolerance=gate.resolved(),
-        unmodelled=simulation.unmodelled if simulation is not None and on == "simulate" else (),
+        reference=str(paths[0]), candidate=str(paths[1]), on=on, to=to or "fp16", samples=total, sample_kind=used.kind,
+        seed=used.seed, outputs=outputs, metrics=means.result(gate.limit_of), tolerance=gate.resolved(),
+        unmodelled=simulation.unmodelled if simulation is not None else (),
     )  # fmt: skip
     failed = not report.passed and on != "cpu"
     if layers or failed:
+        whole = layers and not used.once
         with clock.stage("locate"):
-            found, note = _locate(paths, used if layers else _first(used), made, scopes)
-        warnings += note
+            found, note = _locate(paths, used if whole else [worst], made, scopes, everything=layers)
+        warnings += [*note, *([ONCE] if layers and used.once else [])]
         report = replace(report, layers=found if layers else None, first_bad=first_bad(found, _limit(gate) if failed else math.inf))
     if known is not None:
         report = replace(report, baseline=grown(report, known))
@@ -163,24 +157,54 @@ def _check_interfaces(reference: ir.Model, candidate: ir.Model, paths: tuple[Pat
             )
 
 
-def _format(model: ir.Model) -> tuple[str, list[str]]:
-    """Return the half format that a model holds most of, and warnings."""
+def _holds(model: ir.Model) -> str:
+    """Return the half format that a model holds most of; "" if it holds none."""
     counts = dict.fromkeys(FORMATS, 0)
-    for graph in model.graphs():
-        for value in (*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)):
-            if value.dtype in counts:
-                counts[value.dtype] += 1
+    nodes = [node for graph in model.graphs() for node in graph] + [node for f in model.functions.values() for node in f]
+    values = [value for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values())]
+    kinds = [value.dtype for value in (*values, *(output for node in nodes for output in node.outputs))]
+    for attribute in (a for node in nodes for a in node.attributes.values()):  # files need not say what type a value has
+        if attribute.type == ir.AttributeType.INT and attribute.name in ("to", "dtype") and not attribute.is_ref():
+            kinds += [kind for kind in counts if kind.value == attribute.as_int()]
+        elif attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+            kinds.append(attribute.as_tensor().dtype)
+    for kind in kinds:
+        if kind in counts:
+            counts[kind] += 1
     most = max(counts, key=lambda kind: counts[kind])
-    if not counts[most]:
-        return "fp16", ["the candidate holds no half-precision value: it is compared as it is"]
-    return FORMATS[most], []
+    return FORMATS[most] if counts[most] else ""
+
+
+def _format(reference: ir.Model, candidate: ir.Model, paths: tuple[Path, Path]) -> tuple[str, list[str]]:
+    """Return the candidate's half format ("" if it has none), and warnings.
+
+    Raises:
+        UsageError: Only the reference is in half precision.
+    """
+    ours, theirs = _holds(reference), _holds(candidate)
+    if ours and not theirs:
+        raise UsageError(
+            f"{paths[0]} holds half-precision values and {paths[1]} none: they are the wrong way round",
+            f"halfconv validate {paths[1]} {paths[0]}",
+        )
+    if ours:
+        return theirs, ["the reference holds half-precision values, too: drift is measured from what it gives"]
+    return theirs, [] if theirs else ["the candidate holds no half-precision value: it is compared as it is"]
+
+
+def _reference(source: SourceModel, on: str) -> Evaluator:
+    """Open the reference: the file; where it holds half-precision values itself, its simulation if the candidate is simulated."""
+    path = source.path
+    if not _holds(source.model):
+        return evaluate_file(path)
+    # It is loaded anew, because a simulation uses a model up.
+    return evaluate_simulation(simulate(load(path)), str(path)) if on == "simulate" else evaluate_file(path, isolated=True)
 
 
 def _candidate(path: Path, simulation: Simulation | None, on: str) -> Evaluator:
-    if on == "simulate":
-        assert simulation is not None
+    if simulation is not None:
         return evaluate_simulation(simulation, str(path))
-    return evaluate_file(path, provider=CPU if on == "cpu" else CUDA, isolated=True)
+    return evaluate_file(path, provider=CUDA if on == "cuda" else CPU, isolated=True)
 
 
 def _synthetic(model: ir.Model, count: int, seed: int, ours: Evaluator) -> Samples:
@@ -200,20 +224,24 @@ def _synthetic(model: ir.Model, count: int, seed: int, ours: Evaluator) -> Sampl
 
 def _run(
     samples: Samples, ours: Evaluator, theirs: Evaluator, names: Sequence[str], to: str, means: MetricMeans
-) -> tuple[int, dict[str, Accumulator]]:
+) -> tuple[int, dict[str, Accumulator], Sample]:
+    """Return the number of samples, what they gave, and the sample that did most harm, the only one that is kept."""
     accumulators = {name: Accumulator(to) for name in names}
-    total = 0
+    total, worst, most, before = 0, None, (-1.0, 0.0), (0.0, 0.0)
     for sample in samples:
         values = ours.run(sample.feeds, sample.name, names), theirs.run(sample.feeds, sample.name, names)
         for name, accumulator in accumulators.items():
             accumulator.update(values[0][name], values[1][name], sample.name)
         means.update(values, sample.extras, sample.name)
         total += 1
-    return total, accumulators
-
-
-def _first(samples: Samples) -> Samples:
-    return Samples(lambda: itertools.islice(iter(samples), FEW), kind=samples.kind, seed=samples.seed)
+        harms = [accumulator.harm() for accumulator in accumulators.values()]
+        after = sum(lost for lost, _ in harms), sum(error for _, error in harms)
+        harm = after[0] - before[0], after[1] - before[1]
+        if worst is None or harm > most:
+            worst, most = sample, harm
+        before = after
+    assert worst is not None  # Samples refuses to be empty
+    return total, accumulators, worst
 
 
 def _limit(gate: Gate) -> float:
@@ -221,7 +249,7 @@ def _limit(gate: Gate) -> float:
 
 
 def _locate(
-    paths: tuple[Path, Path], samples: Samples, made: Origins, scopes: Origins
+    paths: tuple[Path, Path], samples: Iterable[Sample], made: Origins, scopes: Origins, *, everything: bool
 ) -> tuple[tuple[LayerDrift, ...], list[str]]:
     """Compare the values inside; both models are loaded anew, because comparing uses them up."""
 
@@ -231,7 +259,7 @@ def _locate(
         return source.model, simulate(load(paths[1]))
 
     try:
-        found = localise(models, samples, made, scopes, str(paths[1]))
+        found = localise(models, samples, made, scopes, str(paths[1]), everything=everything)
     except InputError as error:
         return (), [f"the values inside could not be compared: {str(error).partition('; try:')[0]}"]
     if not found:

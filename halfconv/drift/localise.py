@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from halfconv.drift.builder import Builder
 from halfconv.drift.evaluate import evaluate_model
@@ -29,6 +30,8 @@ SMALLEST = {ir.DataType.FLOAT16: 5.960464477539063e-08, ir.DataType.BFLOAT16: 9.
 #: Operators that make infinities of zeros.
 FROM_ZERO = {"Log": "takes the logarithm of", "Div": "divides by", "Reciprocal": "divides by", "Pow": "raises to a negative power"}
 PREFIX = "candidate:"
+#: Values that are looked at closely first, where the first that went bad is enough.
+FIRST = 24
 
 
 @dataclass(slots=True)
@@ -50,15 +53,18 @@ def localise(
     made: Origins,
     scopes: Origins,
     label: str,
+    *,
+    everything: bool = True,
 ) -> tuple[LayerDrift, ...]:
     """Compare every FP32 value of the main graph that both models have under one name.
 
     Args:
-        models: Gives the FP32 reference, prepared, and the candidate's simulation; both are used up, and asked for twice at most.
-        samples: Samples; iterated twice at most.
+        models: Gives the FP32 reference, prepared, and the candidate's simulation; both are used up, and asked for again.
+        samples: Samples; iterated three times at most.
         made: Where the candidate's values come from.
         scopes: Where the reference's values come from: exporters' scopes, which converters may drop.
         label: What messages call the candidate.
+        everything: Whether all values must be looked at closely; if not, a run ends where the first that went bad is known.
 
     Returns:
         One entry a value, in topological order. Empty if the two graphs cannot be joined (they need one opset).
@@ -67,9 +73,15 @@ def localise(
         InputError: The joined graph cannot be run.
     """
     half, sums = _measured(models, samples, label, None)
-    closer = {name for name, found in sums.items() if found.suspicious}
-    if closer:
-        sums |= _measured(models, samples, label, closer)[1]
+    closer = [name for name, found in sums.items() if found.suspicious]
+    parts = [closer] if everything else [closer[:FIRST], closer[FIRST:]]
+    for part in parts:
+        if not part:
+            break
+        sums |= _measured(models, samples, label, set(part))[1]
+        layers = tuple(_layers(sums, half, made, scopes))
+        if any(layer.verdict for layer in layers if layer.value in part):
+            return layers
     return tuple(_layers(sums, half, made, scopes))
 
 
@@ -135,6 +147,8 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
         graph.extend(builder.nodes)
         joined.pairs.append(mine.name or "")
     graph.outputs[:] = results
+    if closer is not None:  # ONNX Runtime would compute what nothing needs
+        common.RemoveUnusedNodesPass()(reference)
     reference.ir_version = max(reference.ir_version, candidate.ir_version)
     return joined
 
@@ -158,6 +172,10 @@ def _comparable(ours: ir.Value, theirs: ir.Value) -> bool:
 def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origins, scopes: Origins) -> Iterator[LayerDrift]:
     for name, found in sums.items():
         origin = made.get(name) or scopes.get(name) or Origin("", "", "", ())
+        to = half.get(name)
+        if origin.op == "Cast" and name in scopes:  # which a converter put behind the node that makes the value
+            to = to or next((half[read] for read in origin.reads if read in half), None)
+            origin = scopes[name]
         scope = origin.scope or (scopes[name].scope if name in scopes else "")
         before = [sums[read].rel_l2 for read in origin.reads if read in sums]
         drift = found.rel_l2
@@ -169,7 +187,7 @@ def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origi
             node=origin.node,
             op=origin.op,
             scope=scope,
-            dtype=half[name].name.lower() if name in half else "float32",
+            dtype=to.name.lower() if to is not None else "float32",
             rel_l2=drift,
             added=added,
             reference_absmax=found.reference_max,
@@ -177,7 +195,7 @@ def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origi
             new_nan=found.new_nan,
             new_inf=found.new_inf,
             zeroed=found.share_zeroed,
-            verdict=_verdict(name, found, half.get(name), origin, sums),
+            verdict=_verdict(name, found, to, origin, sums),
         )
 
 

@@ -42,7 +42,8 @@ class PairSums:
             name = FIELDS[index]
             before = getattr(self, name)
             # max() would drop a NaN.
-            setattr(self, name, float(np.maximum(before, number)) if name.endswith("_max") else before + float(number))
+            after = float(np.maximum(before, number)) if name.endswith("_max") else before + float(number)
+            setattr(self, name, int(after) if isinstance(before, int) else after)
 
     @property
     def rel_l2(self) -> float:

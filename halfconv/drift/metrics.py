@@ -227,6 +227,14 @@ class Accumulator:
         factor: Floats = ((bits - exponent + 1023) << 52).view(np.float64)
         return error * factor
 
+    def harm(self) -> tuple[float, float]:
+        """What the samples so far do to the output, to tell which sample did it: broken elements, and their squared error."""
+        lost = self._new_nan + self._new_inf + self._mismatched + self._compared - self._equal + bool(self._change)
+        try:
+            return float(lost + self._zeroed), math.ldexp(self._dd.mantissa, self._dd.exponent)
+        except OverflowError:
+            return float(lost + self._zeroed), math.inf
+
     def result(self, name: str) -> OutputDrift:
         """The drift of all samples so far.
 

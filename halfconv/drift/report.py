@@ -99,7 +99,7 @@ class LayerDrift:
         node: Id of the node that makes it.
         op: That node's operator.
         scope: Where the exporter says the node came from (PyTorch's module path); "" if it does not say.
-        dtype: What the candidate holds it in: ``float16``, ``bfloat16`` or ``float32``.
+        dtype: What the candidate computes it in: ``float16``, ``bfloat16`` or ``float32``.
         rel_l2: As in `Measures`.
         added: rel_l2 beyond the largest rel_l2 of the node's own inputs: the error that arises here.
         reference_absmax: Largest finite magnitude in the reference.

@@ -1,7 +1,8 @@
 """Metrics of the task itself: user functions of outputs and labels, and accuracy.
 
 A metric is a function ``f(outputs: dict, extras: dict) -> float``: outputs of one sample by name, and the sample's arrays that no
-input claims. It is called for the reference and for the candidate on every sample; the mean over the samples is reported.
+input claims. It is called for the reference and for the candidate on every sample; the mean over the samples is reported. Accuracy
+is the share of all rows of all samples.
 """
 
 from __future__ import annotations
@@ -107,12 +108,13 @@ class MetricMeans:
 
     Args:
         metrics: Name -> function.
+        asked: Whether somebody asked for them; if not, they are given up where they do not fit.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric]):
-        self._metrics = metrics
+    def __init__(self, metrics: Mapping[str, Metric], asked: bool = True):
+        self._metrics, self._asked = dict(metrics), asked
         self._sums = {name: [0.0, 0.0] for name in metrics}
-        self._count = 0
+        self._weights = dict.fromkeys(metrics, 0)
 
     def update(self, outputs: Sequence[Mapping[str, Any]], extras: Mapping[str, Any], sample: str) -> None:
         """Add one sample.
@@ -125,16 +127,22 @@ class MetricMeans:
         Raises:
             InputError: A metric fails or returns no number.
         """
-        self._count += 1
         for name, metric in self._metrics.items():
-            for index, values in enumerate(outputs):
-                try:
-                    self._sums[name][index] += float(metric(values, extras))
-                except InputError:
-                    raise
-                except Exception as error:
-                    words = f"{type(error).__name__}: {error}"
-                    raise InputError(f"metric {name} fails on {sample}: {words}", "f(outputs, extras) -> float") from error
+            weight = np.size(labels_of(extras)) if metric is accuracy else 1
+            if not weight:  # a batch without rows
+                continue
+            try:
+                for index, values in enumerate(outputs):
+                    self._sums[name][index] += weight * float(metric(values, extras))
+            except InputError as error:
+                if self._asked:
+                    raise InputError(f"{sample}: {error}".partition("; try:")[0], str(error).partition("; try: ")[2]) from None
+                self._metrics.clear()
+                return
+            except Exception as error:
+                words = f"{type(error).__name__}: {error}"
+                raise InputError(f"metric {name} fails on {sample}: {words}", "f(outputs, extras) -> float") from error
+            self._weights[name] += weight
 
     def result(self, limit_of: Callable[[str], float | None]) -> tuple[MetricDrift, ...]:
         """Return the means.
@@ -142,8 +150,9 @@ class MetricMeans:
         Args:
             limit_of: Metric -> the largest drop allowed, or None.
         """
-        count = max(self._count, 1)
-        return tuple(
-            MetricDrift(name, reference / count, candidate / count, limit_of(name))
-            for name, (reference, candidate) in self._sums.items()
-        )
+        found = []
+        for name in self._metrics:
+            reference, candidate = self._sums[name]
+            weight = self._weights[name] or math.nan
+            found.append(MetricDrift(name, reference / weight, candidate / weight, limit_of(name)))
+        return tuple(found)
