@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Builder", "rounded"]
+__all__ = ["Builder", "Names", "rounded"]
 
 FLOAT = ir.DataType.FLOAT
 
@@ -24,6 +25,34 @@ def rounded(array: Any, to: ir.DataType) -> np.ndarray[Any, np.dtype[np.float32]
     half = np.float16 if to == ir.DataType.FLOAT16 else ml_dtypes.bfloat16
     with np.errstate(over="ignore"):
         return np.asarray(array, np.float32).astype(half).astype(np.float32)
+
+
+class Names:
+    """Gives out names that nothing in a model has.
+
+    Args:
+        taken: The names that the model has.
+    """
+
+    def __init__(self, taken: Iterable[str | None]):
+        self._taken = {name for name in taken if name}
+        self._stems = {name[: match.start()] for name in self._taken for match in re.finditer("/", name)}
+
+    def value(self, wanted: str) -> str:
+        """Return a free name: the wanted one, or it with a number."""
+        name, number = wanted, 2
+        while name in self._taken:
+            name, number = f"{wanted}_{number}", number + 1
+        self._taken.add(name)
+        return name
+
+    def stem(self, wanted: str) -> str:
+        """Return what names may begin with, before a slash, without meeting one that the model has."""
+        stem, number = wanted, 2
+        while stem in self._stems:
+            stem, number = f"{wanted}_{number}", number + 1
+        self._stems.add(stem)
+        return stem
 
 
 class Builder:
@@ -91,6 +120,14 @@ class Builder:
     def half(self, op: str, *inputs: ir.Value | float, **attributes: Any) -> ir.Value:
         """Compute in FP32 and round the result to half: one step of arithmetic in half."""
         return self.round(self.wide(op, *inputs, **attributes))
+
+    def reduce(self, op: str, x: ir.Value, axes: Sequence[int], keepdims: int) -> ir.Value:
+        """Reduce in FP32; no axes mean all. The opset says whether axes are an attribute or an input."""
+        if not axes:
+            return self.wide(op, x, keepdims=keepdims)
+        if self.opset >= (13 if op == "ReduceSum" else 18):
+            return self.wide(op, x, self.constant(np.array(axes, np.int64)), keepdims=keepdims)
+        return self.wide(op, x, keepdims=keepdims, axes=list(axes))
 
     def slice(self, x: ir.Value, start: int, stop: int, axis: int) -> ir.Value:
         """Take part of an axis."""

@@ -29,6 +29,7 @@ from halfconv.drift.activations import (
     softplus,
 )
 from halfconv.drift.builder import Builder, rounded
+from halfconv.drift.contrib import bias_softmax, bias_split_gelu, group_norm, nhwc_conv, skip_group_norm
 from halfconv.drift.recurrent import expand_recurrent, recurrent_on_gpu
 from halfconv.graph.kernels import on_cuda
 from halfconv.graph.schema import signature
@@ -144,7 +145,9 @@ def _cumsum(b: Builder, node: ir.Node) -> list[ir.Value]:
         value.shape = ir.Shape([None] * (rank - 1))
     body = ir.Graph([state, step], [after, shown], nodes=inner.nodes, name=inner.stem, opset_imports={"": b.opset})
     turned = b.wide("Transpose", x, perm=order)
-    start = b.wide("Mul", b.wide("Gather", turned, b.constant(_i64(0)), axis=0), 0.0)
+    sizes = b.typed(ir.DataType.INT64, "Shape", turned)
+    rest = b.typed(ir.DataType.INT64, "Slice", sizes, *(b.constant(_i64([number])) for number in (1, rank)))
+    start = b.wide("ConstantOfShape", rest)
     direction = [node.attributes.get_int("reverse", 0)]
     sums = b.several(
         "Scan", [start, turned], 2, body=body, num_scan_inputs=1, scan_input_directions=direction, scan_output_directions=direction
@@ -284,9 +287,14 @@ EXPANSIONS: tuple[Expansion, ...] = (
     Expansion(MS, "Attention", ANY, _plain_attention, _attention),
     Expansion(MS, "BiasAdd", ANY, _always, _pairwise("Add")),
     Expansion(MS, "BiasGelu", ANY, _always, bias_gelu),
+    Expansion(MS, "BiasSoftmax", ANY, _always, bias_softmax),
+    Expansion(MS, "BiasSplitGelu", ANY, _always, bias_split_gelu),
     Expansion(MS, "FastGelu", ANY, _always, fast_gelu),
     Expansion(MS, "Gelu", BF16, _always, gelu_bf16),
+    Expansion(MS, "GroupNorm", ANY, _always, group_norm),
+    Expansion(MS, "NhwcConv", ANY, _always, nhwc_conv),
     Expansion(MS, "QuickGelu", ANY, _always, quick_gelu),
+    Expansion(MS, "SkipGroupNorm", ANY, _always, skip_group_norm),
     Expansion(MS, "SkipLayerNormalization", ANY, _always, _skip_layer_norm),
     Expansion(MS, "SkipSimplifiedLayerNormalization", ANY, _always, _skip_layer_norm),
 )

@@ -1,13 +1,16 @@
-"""Operators without a kernel, which ONNX Runtime replaces by their definition: every operator of the definition rounds."""
+"""Operators in another form: those without a kernel, and those of opsets that lack what the simulation is written with."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
+from halfconv.drift.builder import Names
 from halfconv.drift.kernels import HALF_TYPES
+from halfconv.errors import UnsupportedModel
 
-__all__ = ["EXPANDED_ON_LOAD", "ExpandFunctionsPass"]
+__all__ = ["EXPANDED_ON_LOAD", "ExpandFunctionsPass", "RaiseOpsetPass"]
 
 #: Function operators of ONNX for which ONNX Runtime 1.31 has a half kernel on neither provider, so that it inlines them.
 EXPANDED_ON_LOAD = frozenset({
@@ -15,6 +18,47 @@ EXPANDED_ON_LOAD = frozenset({
     "NegativeLogLikelihoodLoss", "SwiGLU", "Swish",
 })  # fmt: skip
 DOMAIN = "halfconv.definition"
+#: The oldest opset that simulations are written in.
+FIRST_OPSET = 9
+
+
+class RaiseOpsetPass(ir.passes.InPlacePass):
+    """Bring a model of opset 7 or 8 to opset 9, the first with Where, Erf and today's Scan.
+
+    Of the operators that both know, three changed in more than the types they take.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass.
+
+        Raises:
+            UnsupportedModel: A Scan of opset 8, or statistics per element in a BatchNormalization.
+        """
+        opset = model.opset_imports.get("")
+        if opset is None or opset >= FIRST_OPSET:
+            return ir.passes.PassResult(model, modified=False)
+        nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+        names = Names(value.name for node in nodes for value in (*node.inputs, *node.outputs) if value is not None)
+        for node in nodes:
+            if node.domain not in ("", "ai.onnx"):
+                continue
+            if node.op_type == "Scan" or (node.op_type == "BatchNormalization" and not node.attributes.get_int("spatial", 1)):
+                raise UnsupportedModel(
+                    f"node '{node.name or ''}': {node.op_type} of opset {opset} cannot be simulated",
+                    "onnx.version_converter.convert_version(model, 13), or --on cuda",
+                )
+            if node.op_type == "BatchNormalization":
+                node.attributes.pop("spatial", None)
+            if node.op_type == "Upsample" and "scales" in node.attributes:
+                scales = ir.Tensor(np.asarray(node.attributes.pop("scales").as_floats(), np.float32))
+                constant = ir.node("Constant", [], {"value": scales})
+                constant.outputs[0].type, constant.outputs[0].shape = ir.TensorType(scales.dtype), ir.Shape(scales.shape)
+                constant.outputs[0].name = names.value(f"{node.outputs[0].name}/scales")
+                node.prepend(constant)
+                node.resize_inputs(2)
+                node.replace_input_with(1, constant.outputs[0])
+        model.opset_imports[""] = FIRST_OPSET
+        return ir.passes.PassResult(model, modified=True)
 
 
 class ExpandFunctionsPass(ir.passes.InPlacePass):

@@ -179,8 +179,9 @@ def _bias_add(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 
 def _quick_gelu(sigmoid: ir.Node) -> Fused | None:
     """QuickGeluFusion: x · sigmoid(alpha · x); alpha is 1 in SiLU."""
-    last = _only_reader(sigmoid.outputs[0], "Mul") if _is(sigmoid, "Sigmoid") else None
-    inner = sigmoid.inputs[0]
+    if not _is(sigmoid, "Sigmoid"):
+        return None
+    last, inner = _only_reader(sigmoid.outputs[0], "Mul"), sigmoid.inputs[0]
     if last is None or inner is None:
         return None
     x = next((value for value in last.inputs if value is not sigmoid.outputs[0]), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["HALF_TYPES", "UNMODELLED", "is_exact", "unmodelled"]
+__all__ = ["CUDA_ONLY", "HALF_TYPES", "UNMODELLED", "is_exact", "unmodelled"]
 
 #: The formats that are simulated.
 HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -56,6 +56,20 @@ UNMODELLED: dict[tuple[str, str], str] = {
     ("com.microsoft", "RotaryEmbedding"): "the GPU rounds one of the two products before their sum",
     ("com.microsoft", "GroupQueryAttention"): "its kernels depend on the GPU and on the length of the cache",
 }
+
+
+#: Operators of com.microsoft that have a half kernel for CUDA, none of any type for the CPU, and no definition here.
+# fmt: off
+CUDA_ONLY = frozenset({
+    "BiasDropout", "BitmaskBiasDropout", "BitmaskDropout", "ComplexMul", "ComplexMulConj", "DecoderAttention",
+    "DecoderMaskedSelfAttention", "DequantizeWithOrder", "DynamicSparseAttention", "GatedRelativePositionBias",
+    "GemmFloat8", "GemmaRotaryEmbedding", "Irfft", "LongformerAttention", "MatMulBlockQuantizedFp4Weight",
+    "MatMulBlockQuantizedFp8Weight", "PackedAttention", "PackedMultiHeadAttention", "PackedSparseAttentionIndexer",
+    "PagedAttention", "QOrderedAttention", "QOrderedGelu", "QOrderedLayerNormalization", "QOrderedLongformerAttention",
+    "QOrderedMatMul", "QuantizeWithOrder", "RelativePositionBias", "RemovePadding", "RestorePadding", "Rfft",
+    "SparseAttentionIndexer", "SparsePagedAttention",
+})
+# fmt: on
 
 
 def unmodelled(model: ir.Model) -> tuple[str, ...]:

@@ -34,7 +34,14 @@ def recurrent_on_gpu(node: ir.Node) -> bool:
     peepholes = len(node.inputs) > 7 and node.inputs[7] is not None
     lengths = len(node.inputs) > 4 and node.inputs[4] is not None
     flags = any(node.attributes.get_int(name, 0) for name in ("input_forget", "layout"))
-    return not (peepholes or lengths or flags or "clip" in node.attributes)
+    return _hidden(node) > 0 and not (peepholes or lengths or flags or "clip" in node.attributes)
+
+
+def _hidden(node: ir.Node) -> int:
+    """Return the size of the hidden state, 0 if it is unknown."""
+    r = node.inputs[2]
+    known = r.shape[-1] if r is not None and r.shape is not None and r.shape.rank() else None
+    return node.attributes.get_int("hidden_size", known if isinstance(known, int) else 0)
 
 
 def _sigmoid(b: Builder, x: ir.Value) -> ir.Value:
@@ -130,10 +137,8 @@ def expand_recurrent(b: Builder, node: ir.Node) -> list[ir.Value]:
     Returns:
         Y [steps, directions, batch, hidden] and the final states [directions, batch, hidden].
     """
-    x, r = node.inputs[0], node.inputs[2]
-    assert x is not None and r is not None
-    known = r.shape[-1] if r.shape is not None else None
-    hidden = node.attributes.get_int("hidden_size", known if isinstance(known, int) else 0)
+    x, hidden = node.inputs[0], _hidden(node)
+    assert x is not None
     directions = 2 if node.attributes.get_string("direction", "forward") == "bidirectional" else 1
     count = 2 if node.op_type == "LSTM" else 1
     runs = []

@@ -13,10 +13,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.drift.folds import FoldPass, RemoveIdentityPass
-from halfconv.drift.functions import ExpandFunctionsPass
+from halfconv.drift.functions import ExpandFunctionsPass, RaiseOpsetPass
 from halfconv.drift.fusions import FusePass
-from halfconv.drift.kernels import HALF_TYPES, unmodelled
+from halfconv.drift.kernels import CUDA_ONLY, HALF_TYPES, unmodelled
 from halfconv.drift.widen import WidenPass
+from halfconv.errors import UnsupportedModel
 from halfconv.graph.prepare import prepare
 from halfconv.model import SourceModel
 
@@ -56,7 +57,7 @@ def simulate(source: SourceModel) -> Simulation:
         The simulation.
 
     Raises:
-        UnsupportedModel: A function cannot be inlined.
+        UnsupportedModel: A function cannot be inlined, or an operator can only be run by a GPU.
         InputError: The graph is damaged.
     """
     model = source.model
@@ -65,9 +66,11 @@ def simulate(source: SourceModel) -> Simulation:
         prepare(model, label=str(source.path), fuse=False)
     held = (value.dtype for graph in model.graphs() for node in graph for value in node.outputs)
     found = Counter(dtype for dtype in held if dtype is not None and dtype in HALF_TYPES)
+    _check_kernels(model, str(source.path))
     missing = unmodelled(model)
     fuse = FusePass()
     if found:
+        RaiseOpsetPass()(model)
         RemoveIdentityPass()(model)
         FoldPass()(model)
         fuse(model)
@@ -75,5 +78,16 @@ def simulate(source: SourceModel) -> Simulation:
     widen = WidenPass(fuse.inside)
     widen(model)
     model.ir_version = min(model.ir_version, IR_VERSION) if model.opset_imports.get("", 0) < 23 else model.ir_version
+    found = found or Counter(widen.half.values())
     to = FORMATS[found.most_common(1)[0][0]] if found else ""
     return Simulation(model, widen.half, to, fuse.counts, missing)
+
+
+def _check_kernels(model: ir.Model, label: str) -> None:
+    """Refuse an operator that the CPU provider has no kernel for, and the simulation no definition."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain == "com.microsoft" and node.op_type in CUDA_ONLY:
+            raise UnsupportedModel(
+                f"{label}: node '{node.name or ''}': ONNX Runtime has {node.op_type} for CUDA only, so that it cannot be simulated",
+                "--on cuda",
+            )
