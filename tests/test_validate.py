@@ -416,3 +416,170 @@ def test_a_metric_that_is_nan_fails_where_it_is_bounded(chain: Unary) -> None:
     assert report.passed
     assert to_json(report)["metrics"]["q"]["drop"] is None
     assert not halfconv.validate(*models, metrics={"q": lambda o, e: math.nan}, tolerance={"q": 1}).passed
+
+
+# Models of all kinds
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(9, 17), (11, 18), (13, 21), (17, 18), (17, 22), (22, 17)])
+def test_values_inside_are_compared_across_opsets(folder: Path, ours: int, theirs: int) -> None:
+    new, w = max(ours, theirs), np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
+    old = min(ours, theirs)
+    clip = node("Clip", "h", "c", min=-0.5, max=5.0) if old < 11 else node("Clip", "h lo hi", "c")
+    nodes = [node("MatMul", "x w", "h"), clip, node("ReduceMean", "c", "m", axes=[0]), node("Tanh", "m", "y")]
+    weights = {"w": w} | ({} if old < 11 else {"lo": scalar(-0.5), "hi": scalar(5)})
+    low = save(folder / "low.onnx", nodes, {"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, None)}, weights, opset=old)
+    high = folder / "high.onnx"
+    onnx.save(onnx.version_converter.convert_version(onnx.load(low), new), high)
+    reference, candidate = (low, high) if ours == old else (high, low)
+    report = halfconv.validate(reference, half_of(candidate), layers=True)
+    assert report.passed
+    assert list(layers_of(report)) == ["h", "c", "m", "y"]
+
+
+def test_weights_in_external_files_are_found(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in "uvw"}
+    nodes = [node("MatMul", "x u", "a"), node("MatMul", "a v", "b"), node("MatMul", "b w", "y")]
+    path = save(folder / "m.onnx", nodes, {"x": (FLOAT, ["n", 64])}, {"y": (FLOAT, None)}, weights)
+    mixed = half_of(path, node_block_list=["matmul_b"])
+    assert {tensor.data_type for tensor in onnx.load(mixed).graph.initializer} == {FLOAT, HALF}
+    found = []
+    for source in (path, mixed):
+        target = folder / f"{source.stem}.external.onnx"
+        onnx.save(
+            onnx.load(source), target, save_as_external_data=True, location=f"{target.stem}.data", size_threshold=100
+        )
+        source.unlink()
+        found.append(target)
+    report = halfconv.validate(*found, layers=True)
+    assert report.passed
+    assert list(layers_of(report)) == ["a", "b", "y"]
+
+
+BRANCHES = tuple(
+    helper.make_graph([node(op, "x", name)], name, [], [helper.make_tensor_value_info(name, FLOAT, [4])])
+    for op, name in (("Exp", "t"), ("Tanh", "e"))
+)
+BODY = helper.make_graph(
+    [node("Mul", "v k", "w"), node("Identity", "c", "co")], "body",
+    [helper.make_tensor_value_info("it", TensorProto.INT64, []), helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+     helper.make_tensor_value_info("v", FLOAT, [4])],
+    [helper.make_tensor_value_info("co", TensorProto.BOOL, []), helper.make_tensor_value_info("w", FLOAT, [4])],
+)  # fmt: skip
+OPTIONAL = helper.make_optional_type_proto(helper.make_tensor_type_proto(FLOAT, [4]))
+SEQUENCE = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, [4]))
+VECTOR = (FLOAT, [4])
+
+#: Nodes, inputs, outputs, weights.
+ODD: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], dict[str, Any], dict[str, np.ndarray]]] = {
+    "unused output": ([node("Split", "x", "a b"), node("Exp", "a", "y")], {"x": VECTOR}, {"y": (FLOAT, [2])}, {}),
+    "unused input": ([node("Exp", "x", "y")], {"x": VECTOR, "u": (FLOAT, [3])}, {"y": VECTOR}, {}),
+    "shapes unknown": (
+        [node("MatMul", "x w", "y")], {"x": (FLOAT, ["a", "b", 3])}, {"y": (FLOAT, None)}, {"w": np.ones((3, 2), np.float32)},
+    ),
+    "scalar": ([node("Exp", "x", "y")], {"x": (FLOAT, [])}, {"y": (FLOAT, [])}, {}),
+    "float64 outside": (
+        [node("Cast", "x", "c", to=FLOAT), node("Exp", "c", "e"), node("Cast", "e", "y", to=TensorProto.DOUBLE)],
+        {"x": (TensorProto.DOUBLE, [4])}, {"y": (TensorProto.DOUBLE, [4])}, {},
+    ),
+    "float64 beside": (
+        [node("Exp", "x", "y"), node("Exp", "d", "z")], {"x": VECTOR, "d": (TensorProto.DOUBLE, [4])},
+        {"y": VECTOR, "z": (TensorProto.DOUBLE, [4])}, {},
+    ),
+    "complex numbers as pairs": ([node("DFT", "x", "y")], {"x": (FLOAT, [1, 8, 1])}, {"y": (FLOAT, None)}, {}),
+    "strings": (
+        [node("Identity", "s", "t"), node("Exp", "x", "y")], {"s": (TensorProto.STRING, [2]), "x": VECTOR},
+        {"t": (TensorProto.STRING, [2]), "y": VECTOR}, {},
+    ),
+    "optional input": (
+        [node("OptionalHasElement", "o", "h"), node("Exp", "x", "y")], {"o": OPTIONAL, "x": VECTOR},
+        {"h": (TensorProto.BOOL, []), "y": VECTOR}, {},
+    ),
+    "overridable weight": (
+        [node("Mul", "x w", "y")], {"x": VECTOR, "w": VECTOR}, {"y": VECTOR}, {"w": np.full(4, 3, np.float32)},
+    ),
+    "branches": (
+        [helper.make_node("If", ["c"], ["i"], then_branch=BRANCHES[0], else_branch=BRANCHES[1]), node("Mul", "i i", "y")],
+        {"x": VECTOR, "c": (TensorProto.BOOL, [])}, {"y": VECTOR}, {},
+    ),
+    "loop": (
+        [helper.make_node("Loop", ["n", "", "x"], ["y"], body=BODY)], {"x": VECTOR, "n": (TensorProto.INT64, [])},
+        {"y": VECTOR}, {"k": scalar(1.5)},
+    ),
+    "sequence input": (
+        [node("SequenceAt", "s i", "t"), node("Exp", "t", "y")], {"s": SEQUENCE, "i": (TensorProto.INT64, [])}, {"y": VECTOR}, {},
+    ),
+    "sequence output": ([node("SequenceConstruct", "x x", "s")], {"x": VECTOR}, {"s": SEQUENCE}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [False, True])
+@pytest.mark.parametrize("case", list(ODD))
+def test_odd_models_pass_as_they_are_and_in_half(folder: Path, case: str, layers: bool) -> None:
+    path = save(folder / "m.onnx", *ODD[case])
+    for candidate in (path, *(() if "sequence" in case else (half_of(path),))):
+        report = halfconv.validate(path, candidate, layers=layers)
+        assert report.passed, report.outputs
+        assert all(output.elements for output in report.outputs)
+        if candidate == path:
+            assert all(output.measures.max_abs in (None, 0) for output in report.outputs)
+        to_json(report)
+
+
+def test_empty_tensors_have_no_drift(chain: Unary) -> None:
+    report = halfconv.validate(*chain([node("Exp", "x", "y")]), samples={"x": np.zeros((0, 4), np.float32)}, layers=True)
+    assert report.passed
+    assert report.outputs[0].elements == 0 and report.outputs[0].measures.rel_l2 is None
+    assert layers_of(report)["y"].rel_l2 == 0
+
+
+def test_nan_and_infinities_of_the_reference_are_no_drift(chain: Unary) -> None:
+    x = np.array([[-1, 0, 1, 2], [np.nan, np.inf, 3, 4]], np.float32)
+    report = halfconv.validate(*chain([node("Log", "x", "y")]), samples={"x": x}, layers=True)
+    assert report.passed
+    assert report.outputs[0].measures.new_nan == 0
+    to_json(report)
+
+
+@pytest.mark.parametrize(("kind", "opset"), [(HALF, 17), (BF16, 22)])
+def test_half_inputs_and_outputs_are_compared_with_fp32(folder: Path, kind: int, opset: int) -> None:
+    path = save(
+        folder / "m.onnx", [node("MatMul", "x w", "h"), node("Tanh", "h", "y")], {"x": (FLOAT, ["n", 4])},
+        {"y": (FLOAT, ["n", 2])}, {"w": np.full((4, 2), 0.37, np.float32)}, opset=opset,
+    )  # fmt: skip
+    report = halfconv.validate(path, whole_half(path, kind), layers=True, tolerance_file=None)
+    assert report.passed
+    assert report.to == ("fp16" if kind == HALF else "bf16")
+    assert report.tolerance["rel_l2"] == (1e-2 if kind == HALF else 5e-2)
+    assert 0 < report.outputs[0].measures.rel_l2 < (1e-3 if kind == HALF else 1e-2)
+    assert {layer.dtype for layer in report.layers or ()} == {"float16" if kind == HALF else "bfloat16"}
+
+
+def test_types_that_the_file_does_not_declare_are_still_half(folder: Path) -> None:
+    nodes = [node("Cast", "x", "c", to=HALF), node("Exp", "c", "e"), node("Cast", "e", "y", to=FLOAT)]
+    path = save(folder / "h.onnx", nodes, {"x": VECTOR}, {"y": VECTOR})
+    reference = save(folder / "m.onnx", [node("Exp", "x", "y")], {"x": VECTOR}, {"y": VECTOR})
+    report = halfconv.validate(reference, path)
+    assert not any("no half-precision value" in warning for warning in report.warnings)
+    assert report.outputs[0].measures.rel_l2 > 0
+    report = halfconv.validate(reference, reference)
+    assert any("no half-precision value" in warning for warning in report.warnings)
+    with pytest.raises(halfconv.UsageError, match="the wrong way round; try: halfconv validate"):
+        halfconv.validate(path, reference)
+
+
+def test_a_half_model_does_not_drift_from_itself(chain: Unary) -> None:
+    _, half = chain([node("Exp", "x", "y")])
+    report = halfconv.validate(half, half, layers=True)
+    assert report.passed and report.outputs[0].measures.max_abs == 0
+    assert any("the reference holds half-precision values, too" in warning for warning in report.warnings)
+
+
+def test_a_change_of_shape_fails(folder: Path) -> None:
+    path = save(folder / "m.onnx", [node("Relu", "x", "y")], {"x": (FLOAT, [1, 4])}, {"y": (FLOAT, None)})
+    other = save(folder / "o.onnx", [node("Squeeze", "x", "y")], {"x": (FLOAT, [1, 4])}, {"y": (FLOAT, None)})
+    report = halfconv.validate(path, half_of(other))
+    assert not report.passed
+    assert report.outputs[0].failures[0] == "synthetic 0: shape (1, 4) became (4,)"
+    to_json(report)

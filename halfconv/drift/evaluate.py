@@ -125,7 +125,8 @@ def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) ->
         return Evaluator(str(path), session)
     if provider == CUDA and "did not load" in problem:
         raise EnvironmentProblem(f"CUDA cannot be used here: {problem}", "--on simulate, or a GPU and halfconv[gpu]")
-    raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", "--on simulate, or onnx.checker.check_model on it")
+    advice = "onnx.checker.check_model on it"
+    raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", f"--on simulate, or {advice}" if isolated else advice)
 
 
 def evaluate_model(model: ir.Model, label: str) -> Evaluator:
@@ -141,6 +142,7 @@ def evaluate_model(model: ir.Model, label: str) -> Evaluator:
     kept = ExitStack()
     size = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value is not None)
     if size <= INLINE_BYTES:
+        ir.external_data.load_to_model(model)  # from bytes, ONNX Runtime finds no file beside the model
         source: str | bytes = ir.to_proto(model).SerializeToString()
     else:
         folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="halfconv-")))

@@ -7,6 +7,7 @@ one looks closer at the values that drift much, or are not finite.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -104,7 +105,7 @@ def _measured(
 def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> _Joined | None:
     """Put both models into the reference's graph, with the cheap measures of all values, or all measures of some."""
     wanted = max(OPSET, reference.opset_imports.get("", 0), candidate.opset_imports.get("", 0))
-    if not (lift(reference, wanted) and lift(candidate, wanted)):
+    if not (_raised(reference, wanted) and _raised(candidate, wanted)):
         return None
     graph = reference.graph
     inputs = {value.name: value for value in graph.inputs}
@@ -151,6 +152,25 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
         common.RemoveUnusedNodesPass()(reference)
     reference.ir_version = max(reference.ir_version, candidate.ir_version)
     return joined
+
+
+def _raised(model: ir.Model, opset: int) -> bool:
+    """Raise a model's opset: by halfconv's own rules, or else by the converters of onnxscript and onnx."""
+    if lift(model, opset):
+        return True
+    from onnxscript import version_converter
+
+    logger = logging.getLogger(version_converter.__name__)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        version_converter.convert_version(model, opset, fallback=True)
+        common.ShapeInferencePass()(model)
+    except Exception:  # whatever they raise, the model stays where it is
+        return False
+    finally:
+        logger.setLevel(level)
+    return model.opset_imports.get("") == opset
 
 
 def _is_plain(value: ir.Value) -> bool:
