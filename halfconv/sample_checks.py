@@ -117,11 +117,11 @@ def _as_array(value: Any, where: str) -> Array:
 
 def _cast(array: Array, want: str, where: str) -> Array:
     kind, target = array.dtype.kind, _dtype(want, where)
-    have = _word(array.dtype)
+    have = _word(array)
     if want == "bfloat16" and array.dtype == np.dtype("V2"):  # as np.save stores it
         return array.view(target)
     if target.kind == "O":
-        if kind in "UT" or (kind == "O" and all(isinstance(item, str) for item in array.ravel())):
+        if have == "string" and kind != "S":
             return array.astype(object)
         raise InputError(f"{where} has type {have}, expected string", "np.array(texts, dtype='U')")
     if array.dtype == target:
@@ -145,8 +145,9 @@ def _cast(array: Array, want: str, where: str) -> Array:
     raise InputError(f"{where} has type {have}, expected {want}", f"array.astype({want!r}) if that is what is meant")
 
 
-def _word(dtype: np.dtype[Any]) -> str:
-    return "string" if dtype.kind in "UST" else dtype.name
+def _word(array: Array) -> str:
+    texts = array.dtype.kind in "UST" or (array.dtype.kind == "O" and all(isinstance(item, str) for item in array.ravel()))
+    return "string" if texts else array.dtype.name
 
 
 def _dtype(word: str, where: str) -> np.dtype[Any]:

@@ -85,11 +85,13 @@ def synthetic_samples(
         Samples of kind ``synthetic``.
 
     Raises:
-        UsageError: The count is not positive.
+        UsageError: The count is not positive, or the seed is negative.
         InputError: An input's type or size cannot be made up.
     """
     if count < 1:
         raise UsageError(f"{count} synthetic samples cannot show anything", "1 or more")
+    if seed < 0:
+        raise UsageError(f"the seed {seed} is negative", "--seed 0")
     specs, roles = input_specs(model), find_roles(model)
     shapes, symbols = resolve_dims(model, specs, length, dims or {})
     for spec in specs:

@@ -447,9 +447,7 @@ def test_weights_in_external_files_are_found(folder: Path) -> None:
     found = []
     for source in (path, mixed):
         target = folder / f"{source.stem}.external.onnx"
-        onnx.save(
-            onnx.load(source), target, save_as_external_data=True, location=f"{target.stem}.data", size_threshold=100
-        )
+        onnx.save(onnx.load(source), target, save_as_external_data=True, location=f"{target.stem}.data", size_threshold=100)
         source.unlink()
         found.append(target)
     report = halfconv.validate(*found, layers=True)

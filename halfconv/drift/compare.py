@@ -16,7 +16,7 @@ import onnx_ir as ir
 from halfconv.check import CPU, CUDA, require_runtime
 from halfconv.drift.baseline import grown
 from halfconv.drift.baseline import load as load_baseline
-from halfconv.drift.evaluate import Evaluator, evaluate_file, evaluate_simulation
+from halfconv.drift.evaluate import Evaluator, check_valid, evaluate_file, evaluate_simulation
 from halfconv.drift.gate import Gate, make_gate
 from halfconv.drift.localise import first_bad, localise
 from halfconv.drift.metrics import Accumulator
@@ -99,6 +99,8 @@ def validate(
         raise UsageError(f"unknown --on {on!r}", "one of " + ", ".join(WAYS))
     if count < 1:
         raise UsageError(f"{count} samples were asked for", "--count 4")
+    if seed < 0:
+        raise UsageError(f"the seed {seed} is negative", "--seed 0")
     require_runtime()
     known = load_baseline(Path(baseline)) if baseline is not None else None
     wanted = find_metrics(metrics)
@@ -203,6 +205,7 @@ def _reference(source: SourceModel, on: str) -> Evaluator:
 
 def _candidate(path: Path, simulation: Simulation | None, on: str) -> Evaluator:
     if simulation is not None:
+        check_valid(path)
         return evaluate_simulation(simulation, str(path))
     return evaluate_file(path, provider=CUDA if on == "cuda" else CPU, isolated=True)
 

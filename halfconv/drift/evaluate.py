@@ -16,7 +16,7 @@ from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
 from halfconv.runtime.load_check import LEVELS
 
-__all__ = ["Evaluator", "evaluate_file", "evaluate_model", "evaluate_simulation"]
+__all__ = ["Evaluator", "check_valid", "evaluate_file", "evaluate_model", "evaluate_simulation"]
 
 #: A model is handed over in memory up to this size, and as a file with external data beyond it.
 INLINE_BYTES = 1 << 30
@@ -127,6 +127,22 @@ def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) ->
         raise EnvironmentProblem(f"CUDA cannot be used here: {problem}", "--on simulate, or a GPU and halfconv[gpu]")
     advice = "onnx.checker.check_model on it"
     raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", f"--on simulate, or {advice}" if isolated else advice)
+
+
+def check_valid(path: Path) -> None:
+    """Refuse a model that no provider of ONNX Runtime loads: a simulation would make its types agree.
+
+    That the CPU provider lacks a kernel is no reason.
+
+    Args:
+        path: The model.
+
+    Raises:
+        InputError: ONNX Runtime finds the graph invalid.
+    """
+    problem, _ = load_in_child(path, "ORT_DISABLE_ALL", CPU)
+    if "Load model from" in problem and ("INVALID_GRAPH" in problem or "Type Error" in problem):
+        raise InputError(f"{path}: is no valid model: {problem}", "onnx.checker.check_model on it")
 
 
 def evaluate_model(model: ir.Model, label: str) -> Evaluator:

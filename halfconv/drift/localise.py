@@ -184,9 +184,7 @@ def _comparable(ours: ir.Value, theirs: ir.Value) -> bool:
     if ours.shape is None or theirs.shape is None:
         return True
     pairs = list(zip(ours.shape, theirs.shape, strict=False))
-    return ours.shape.rank() == theirs.shape.rank() and all(
-        a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int)
-    )
+    return ours.shape.rank() == theirs.shape.rank() and all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origins, scopes: Origins) -> Iterator[LayerDrift]:

@@ -11,6 +11,7 @@ from halfconv.report.text import (
     clip,
     evaluated,
     figure,
+    metric_figure,
     metric_sentence,
     sampled,
     sentences,
@@ -133,7 +134,7 @@ def _outputs(report: DriftReport) -> list[str]:
 def _metrics(report: DriftReport) -> list[str]:
     rows = []
     for metric in report.metrics:
-        figures = (f"{metric.reference:.4g}", f"{metric.candidate:.4g}", f"{metric.drop:.4g}", figure(metric.limit))
+        figures = [metric_figure(metric.name, v) for v in (metric.reference, metric.candidate, metric.drop, metric.limit)]
         word = "reported" if metric.limit is None else "passed" if metric.passed else "**FAILED**"
         rows.append((_code(metric.name), *figures, word))
     return _table("", ("metric", "reference", "candidate", "drop", "allowed", "verdict"), rows, 1)

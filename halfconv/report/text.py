@@ -18,6 +18,7 @@ __all__ = [
     "clip",
     "evaluated",
     "figure",
+    "metric_figure",
     "metric_sentence",
     "sampled",
     "sentences",
@@ -113,10 +114,19 @@ def sentences(output: OutputDrift) -> list[str]:
     return found
 
 
+def metric_figure(name: str, value: float | None) -> str:
+    """Format a figure of a metric; accuracy as a percentage, which is rounded to 0 or 100 only if it is that."""
+    if value is None or not math.isfinite(value) or name != "accuracy":
+        return "-" if value is None else f"{value:.4g}"
+    text = f"{100 * value:.1f}"
+    return f"{100 * value:.4g} %" if float(text) in (0, 100) and float(text) != 100 * value else f"{text} %"
+
+
 def metric_sentence(name: str, reference: float, candidate: float, drop: float, limit: float | None) -> str:
     """Return a metric of both models in one sentence."""
-    allowed = "" if limit is None else f" ({limit:g} allowed)"
-    return f"{visible(name)}: reference {reference:.4g}, candidate {candidate:.4g}, drop {drop:.4g}{allowed}"
+    figures = [metric_figure(name, value) for value in (reference, candidate, drop, limit)]
+    allowed = "" if limit is None else f" ({figures[3]} allowed)"
+    return f"{visible(name)}: reference {figures[0]}, candidate {figures[1]}, drop {figures[2]}{allowed}"
 
 
 def warned(report: DriftReport) -> list[str]:

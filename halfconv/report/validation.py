@@ -15,6 +15,7 @@ from halfconv.report.text import (
     bounds,
     evaluated,
     figure,
+    metric_figure,
     metric_sentence,
     sampled,
     sentences,
@@ -126,7 +127,7 @@ def _metrics(report: DriftReport) -> Table:
         mark = Text("passed", style="green") if metric.passed else Text("FAILED", style="bold red")
         if metric.limit is None:
             mark = Text("reported")
-        figures = (f"{metric.reference:.4g}", f"{metric.candidate:.4g}", f"{metric.drop:.4g}", figure(metric.limit))
+        figures = [metric_figure(metric.name, v) for v in (metric.reference, metric.candidate, metric.drop, metric.limit)]
         table.add_row(*map(Text, (visible(metric.name), *figures)), mark)
     return table
 
@@ -138,9 +139,7 @@ def _layers(layers: tuple[LayerDrift, ...], console: Console) -> None:
         place = ", ".join(visible(part) for part in (f"{bad.op} {bad.node}".strip(), bad.scope) if part)
         _print(
             console,
-            Text.assemble(
-                ("first value that went bad: ", "bold red"), f"{visible(bad.value)} ({place}): {visible(bad.verdict)}"
-            ),
+            Text.assemble(("first value that went bad: ", "bold red"), f"{visible(bad.value)} ({place}): {visible(bad.verdict)}"),
         )
     worst = worst_layers(layers, LAYERS)
     if not worst:

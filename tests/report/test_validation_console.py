@@ -84,7 +84,10 @@ def test_integer_outputs_show_their_agreement() -> None:
 def test_metrics() -> None:
     metrics = (MetricDrift("accuracy", 0.912, 0.91, 0.02), MetricDrift("loss", 0.5, 0.75))
     rows = [line.split() for line in shown(good(metrics=metrics)).splitlines()[-2:]]
-    assert rows == [["accuracy", "0.912", "0.91", "0.002", "0.02", "passed"], ["loss", "0.5", "0.75", "-0.25", "-", "reported"]]
+    assert rows == [
+        ["accuracy", "91.2", "%", "91.0", "%", "0.2", "%", "2.0", "%", "passed"],
+        ["loss", "0.5", "0.75", "-0.25", "-", "reported"],
+    ]
 
 
 def test_one_synthetic_warning_is_enough() -> None:
