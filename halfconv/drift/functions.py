@@ -8,9 +8,8 @@ import onnx_ir as ir
 
 from halfconv.drift.builder import Names
 from halfconv.drift.kernels import HALF_TYPES
-from halfconv.errors import UnsupportedModel
 
-__all__ = ["EXPANDED_ON_LOAD", "ExpandFunctionsPass", "RaiseOpsetPass"]
+__all__ = ["EXPANDED_ON_LOAD", "FIRST_OPSET", "ExpandFunctionsPass", "RaiseOpsetPass"]
 
 #: Function operators of ONNX for which ONNX Runtime 1.31 has a half kernel on neither provider, so that it inlines them.
 EXPANDED_ON_LOAD = frozenset({
@@ -25,28 +24,18 @@ FIRST_OPSET = 9
 class RaiseOpsetPass(ir.passes.InPlacePass):
     """Bring a model of opset 7 or 8 to opset 9, the first with Where, Erf and today's Scan.
 
-    Of the operators that both know, three changed in more than the types they take.
+    Of the operators that both know, three changed in more than the types they take. A model stays as it is if it has a Scan of
+    opset 8, or a BatchNormalization with statistics per element.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Run the pass.
-
-        Raises:
-            UnsupportedModel: A Scan of opset 8, or statistics per element in a BatchNormalization.
-        """
+        """Run the pass."""
         opset = model.opset_imports.get("")
-        if opset is None or opset >= FIRST_OPSET:
+        nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain in ("", "ai.onnx")]
+        if opset is None or opset >= FIRST_OPSET or any(map(_changed, nodes)):
             return ir.passes.PassResult(model, modified=False)
-        nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
         names = Names(value.name for node in nodes for value in (*node.inputs, *node.outputs) if value is not None)
         for node in nodes:
-            if node.domain not in ("", "ai.onnx"):
-                continue
-            if node.op_type == "Scan" or (node.op_type == "BatchNormalization" and not node.attributes.get_int("spatial", 1)):
-                raise UnsupportedModel(
-                    f"node '{node.name or ''}': {node.op_type} of opset {opset} cannot be simulated",
-                    "onnx.version_converter.convert_version(model, 13), or --on cuda",
-                )
             if node.op_type == "BatchNormalization":
                 node.attributes.pop("spatial", None)
             if node.op_type == "Upsample" and "scales" in node.attributes:
@@ -59,6 +48,11 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
                 node.replace_input_with(1, constant.outputs[0])
         model.opset_imports[""] = FIRST_OPSET
         return ir.passes.PassResult(model, modified=True)
+
+
+def _changed(node: ir.Node) -> bool:
+    """Tell whether opset 9 has no form of a node of opset 7 or 8."""
+    return node.op_type == "Scan" or (node.op_type == "BatchNormalization" and not node.attributes.get_int("spatial", 1))
 
 
 class ExpandFunctionsPass(ir.passes.InPlacePass):

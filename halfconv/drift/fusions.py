@@ -6,7 +6,7 @@ optimised graph. A fusion that rounds as the separate operators do needs no row:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,6 +16,8 @@ from halfconv.drift.kernels import HALF_TYPES
 __all__ = ["INSIDE", "REPLACED", "FusePass"]
 
 Inside = list[ir.Value]
+#: The opset from which on Softmax is over one axis, by default the last one.
+LAST_AXIS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,33 @@ def _with_constant(node: ir.Node, wanted: float) -> ir.Value | None:
     return first if _close(second, wanted) else second if _close(first, wanted) else None
 
 
-def _mean_over_tail(node: ir.Node | None) -> bool:
-    return node is not None and node.attributes.get_int("keepdims", 1) == 1
+def _over_last(mean: ir.Node) -> bool:
+    """Tell whether a mean is over the last axis, which stays."""
+    if mean.attributes.get_int("keepdims", 1) != 1:
+        return False
+    if "axes" in mean.attributes:
+        axes = [int(axis) for axis in mean.attributes["axes"].as_ints()]
+    else:
+        given = mean.inputs[1] if len(mean.inputs) > 1 else None
+        if given is None or given.const_value is None or given.is_graph_input():
+            return False
+        axes = [int(axis) for axis in given.const_value.numpy().reshape(-1)]
+    shape = mean.inputs[0].shape if mean.inputs[0] is not None else None
+    return axes == [-1] or (shape is not None and axes == [shape.rank() - 1])
 
 
-def _layer_norm(div: ir.Node) -> Inside:
+def _has_vector(node: ir.Node, value: ir.Value) -> bool:
+    """Tell whether the input beside a value has one axis."""
+    others = [other.shape for other in node.inputs if other is not None and _past_casts(other) is not _past_casts(value)]
+    return any(shape is not None and shape.rank() == 1 for shape in others)
+
+
+def _read_only_by(node: ir.Node, *readers: ir.Node) -> bool:
+    value = node.outputs[0]
+    return not value.is_graph_output() and all(reader in readers for reader in _readers(value))
+
+
+def _layer_norm(div: ir.Node, opset: int) -> Inside:
     """LayerNormFusion: (x − mean) / sqrt(mean((x − mean)²) + eps) · gamma + beta."""
     if not _is(div, "Div"):
         return []
@@ -103,26 +127,30 @@ def _layer_norm(div: ir.Node) -> Inside:
         return []
     epsilon = next((number for value in add.inputs if (number := _number(value)) is not None), 0.0)
     variance = next((node for value in add.inputs if (node := _made_by(value, "ReduceMean"))), None)
-    square = _made_by(variance.inputs[0], "Pow", "Mul") if variance is not None else None
+    square = _made_by(variance.inputs[0], "Pow") if variance is not None else None
     mean = _made_by(sub.inputs[1], "ReduceMean")
     scaled = _only_reader(div.outputs[0], "Mul")
     shifted = _only_reader(scaled.outputs[0], "Add") if scaled is not None else None
     if variance is None or square is None or mean is None or scaled is None or shifted is None or epsilon <= 0:
         return []
-    if not (_mean_over_tail(mean) and _mean_over_tail(variance)) or _past_casts(mean.inputs[0]) is not _past_casts(sub.inputs[0]):
+    if not (_over_last(mean) and _over_last(variance)) or _past_casts(mean.inputs[0]) is not _past_casts(sub.inputs[0]):
         return []
-    if _is(square, "Pow") and _number(square.inputs[1]) != 2.0:
+    if not _has_vector(scaled, div.outputs[0]) or not _has_vector(shifted, scaled.outputs[0]):
         return []
     other = _made_by(square.inputs[0], "Sub")
-    if other is None or _past_casts(other.inputs[0]) is not _past_casts(sub.inputs[0]):
+    if _number(square.inputs[1]) != 2.0 or other is None or _past_casts(other.inputs[0]) is not _past_casts(sub.inputs[0]):
+        return []
+    chain = [(mean, sub, other), (sub, div, square), (other, div, square)]
+    chain += [(square, variance, variance), (variance, add, add), (add, root, root), (root, div, div)]
+    if not all(_read_only_by(*nodes) for nodes in chain):
         return []
     nodes = [mean, sub, other, square, variance, add, root, div, scaled]
     return [node.outputs[0] for node in nodes]
 
 
-def _rms_norm(div: ir.Node) -> Inside:
+def _rms_norm(div: ir.Node, opset: int) -> Inside:
     """SimplifiedLayerNormFusion: x / sqrt(mean(x²) + eps) · gamma."""
-    if not _is(div, "Div"):
+    if not _is(div, "Div") or _layer_norm(div, opset):
         return []
     root = _made_by(div.inputs[1], "Sqrt")
     add = _made_by(root.inputs[0], "Add") if root is not None else None
@@ -134,7 +162,11 @@ def _rms_norm(div: ir.Node) -> Inside:
         return []
     if epsilon <= 0:  # an epsilon that is zero in half is removed before norms are fused
         return []
-    if _past_casts(power.inputs[0]) is not _past_casts(div.inputs[0]) or not _mean_over_tail(mean):
+    if _past_casts(power.inputs[0]) is not _past_casts(div.inputs[0]) or not _over_last(mean):
+        return []
+    if not _has_vector(scaled, div.outputs[0]):
+        return []
+    if not all(_read_only_by(*pair) for pair in ((power, mean), (mean, add), (add, root), (root, div))):
         return []
     return [node.outputs[0] for node in (power, mean, add, root, div)]
 
@@ -142,9 +174,11 @@ def _rms_norm(div: ir.Node) -> Inside:
 def _gelu(erf: ir.Node) -> Fused | None:
     """GeluFusion: x · (erf(x / √2) + 1) · 0.5; behind the addition of a bias it becomes BiasGelu, which rounds every step."""
     inner = _made_by(erf.inputs[0], "Div") if _is(erf, "Erf") else None
+    if inner is None or not _read_only_by(inner, erf):
+        return None
     plus = _only_reader(erf.outputs[0], "Add")
     product = _only_reader(plus.outputs[0], "Mul") if plus is not None and _with_constant(plus, 1.0) is not None else None
-    if inner is None or not _close(inner.inputs[1], 2**0.5) or plus is None or product is None:
+    if not _close(inner.inputs[1], 2**0.5) or plus is None or product is None:
         return None
     x = inner.inputs[0]
     other = next((value for value in product.inputs if value is not plus.outputs[0]), None)
@@ -154,7 +188,7 @@ def _gelu(erf: ir.Node) -> Fused | None:
             return None
     else:
         halved = _made_by(other, "Mul")
-        if halved is None or _with_constant(halved, 0.5) is not x:
+        if halved is None or _with_constant(halved, 0.5) is not x or not _read_only_by(halved, product):
             return None
         last = product
     assert x is not None
@@ -188,13 +222,15 @@ def _quick_gelu(sigmoid: ir.Node) -> Fused | None:
     if x is inner:
         return Fused(last, "QuickGelu", (inner,), {"alpha": 1.0})
     scale = inner.producer()
-    if x is None or scale is None or not _is(scale, "Mul") or x not in scale.inputs or len(list(inner.uses())) != 1:
+    if x is None or scale is None or not _is(scale, "Mul") or x not in scale.inputs:
+        return None
+    if len(list(inner.uses())) != 1 or inner.is_graph_output():
         return None
     alpha = _number(next((value for value in scale.inputs if value is not x), None))
     return None if alpha is None else Fused(last, "QuickGelu", (x,), {"alpha": alpha})
 
 
-def _scaled_matmul(node: ir.Node) -> Inside:
+def _scaled_matmul(node: ir.Node, opset: int) -> Inside:
     """MatMulScaleFusion: a scalar factor before or behind a MatMul becomes its alpha."""
     if not _is(node, "MatMul"):
         return []
@@ -206,7 +242,7 @@ def _scaled_matmul(node: ir.Node) -> Inside:
         before = value.producer() if value is not None else None
         if value is None or before is None or not _is(before, "Mul", "Div"):
             continue
-        if _scale(before) is not None and len(list(value.uses())) == 1:
+        if _scale(before) is not None and len(list(value.uses())) == 1 and not value.is_graph_output():
             inside.append(value)
     return inside
 
@@ -217,7 +253,7 @@ def _scale(node: ir.Node) -> float | None:
     return behind if behind is not None or node.op_type == "Div" else _number(node.inputs[0])
 
 
-def _reciprocal(node: ir.Node) -> Inside:
+def _reciprocal(node: ir.Node, opset: int) -> Inside:
     """DivMulFusion: (1 / a) · b becomes b / a."""
     divided = [value for value in node.inputs if value is not None and _is(value.producer(), "Div")] if _is(node, "Mul") else []
     for value in divided:
@@ -227,19 +263,51 @@ def _reciprocal(node: ir.Node) -> Inside:
     return []
 
 
-def _bias_softmax(node: ir.Node) -> Inside:
-    """BiasSoftmaxFusion: a mask is added inside the softmax kernel."""
+def _bias_softmax(node: ir.Node, opset: int) -> Inside:
+    """BiasSoftmaxFusion: a mask is added inside the softmax kernel, which FP16 has and BF16 has not.
+
+    From the softmax axis on, the shapes are the same; before it, one of them has ones, then the same sizes, or the reverse.
+    """
     add = node.inputs[0].producer() if _is(node, "Softmax") and node.inputs[0] is not None else None
-    if add is None or not _is(add, "Add") or add.outputs[0].is_graph_output() or len(list(add.outputs[0].uses())) != 1:
+    if add is None or not _is(add, "Add") or node.outputs[0].dtype != ir.DataType.FLOAT16:
         return []
-    shapes = [value.shape for value in add.inputs if value is not None]
-    if any(shape is None for shape in shapes) or shapes[0] == shapes[1]:
+    if add.outputs[0].is_graph_output() or len(list(add.outputs[0].uses())) != 1:
         return []
-    return [add.outputs[0]]
+    shapes = [list(value.shape) if value is not None and value.shape is not None else [] for value in add.inputs]
+    if not all(shapes):
+        return []
+    x, mask = sorted(shapes, key=len, reverse=True)
+    axis = node.attributes.get_int("axis", -1 if opset >= LAST_AXIS else 1) % len(x)
+    if opset >= LAST_AXIS and axis != len(x) - 1:
+        return []
+    length = len(x) - axis
+    if len(mask) < length or not _same(x[axis:], mask[len(mask) - length :]):
+        return []
+    before, given = x[:axis], mask[: len(mask) - length]
+    pairs = [(before, given), (given, before)] if len(before) == len(given) else [(before, given)]
+    return [add.outputs[0]] if any(_repeats(*pair) for pair in pairs) else []
 
 
-#: Transformer of ONNX Runtime -> matcher, which gets each node in turn and returns the values that the fused kernel keeps in FP32.
-INSIDE: tuple[tuple[str, Callable[[ir.Node], Inside]], ...] = (
+def _same(first: Sequence[int | ir.SymbolicDim], second: Sequence[int | ir.SymbolicDim]) -> bool:
+    """Tell whether sizes may be the same: ONNX Runtime folds constants first, and so knows more of them."""
+    pairs = zip(first, second, strict=True)
+    return all(a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in pairs)
+
+
+def _ones(sizes: Sequence[int | ir.SymbolicDim]) -> bool:
+    return all(size == 1 for size in sizes)
+
+
+def _repeats(sizes: Sequence[int | ir.SymbolicDim], mask: Sequence[int | ir.SymbolicDim]) -> bool:
+    """Tell whether a mask has the last sizes and ones before them, or the first sizes and ones behind them."""
+    count = len(mask)
+    if any(_same(sizes[len(sizes) - k :], mask[count - k :]) and _ones(mask[: count - k]) for k in range(count + 1)):
+        return True
+    return count == len(sizes) and any(_same(sizes[:k], mask[:k]) and _ones(mask[k:]) for k in range(count + 1))
+
+
+#: Transformer of ONNX Runtime -> matcher, which gets each node and the opset, and returns the values that the fused kernel keeps.
+INSIDE: tuple[tuple[str, Callable[[ir.Node, int], Inside]], ...] = (
     ("LayerNormFusion", _layer_norm),
     ("SimplifiedLayerNormFusion", _rms_norm),
     ("MatMulScaleFusion", _scaled_matmul),
@@ -269,9 +337,10 @@ class FusePass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass on a half-precision model with inferred types, without functions."""
         changed = False
+        opset = model.opset_imports.get("", LAST_AXIS)
         for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
             for name, match in INSIDE:
-                inside = list(_through_casts(match(node)))
+                inside = list(_through_casts(match(node, opset)))
                 if any(value.dtype in HALF_TYPES for value in inside) and not any(value.is_graph_output() for value in inside):
                     self.inside.update((value, name) for value in inside if value.dtype in HALF_TYPES)
                     self.counts[name] = self.counts.get(name, 0) + 1

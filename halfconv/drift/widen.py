@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from halfconv.drift.builder import Builder, Names, rounded
 from halfconv.drift.expansions import Expansion, expansion_of
+from halfconv.drift.functions import FIRST_OPSET
 from halfconv.drift.kernels import HALF_TYPES, is_exact
 from halfconv.graph.schema import DTYPE_ATTRIBUTES
 
@@ -111,6 +112,8 @@ class WidenPass(ir.passes.InPlacePass):
     def _expansion(self, node: ir.Node, model: ir.Model) -> Expansion | None:
         to = next((self._half[output] for output in node.outputs if output in self._half), None)
         if to is None or any(output in self.inside for output in node.outputs):
+            return None
+        if model.opset_imports.get("", FIRST_OPSET) < FIRST_OPSET:
             return None
         return expansion_of(node, to, model.opset_imports.get(node.domain))
 
