@@ -20,13 +20,13 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class FoldPass(ir.passes.InPlacePass):
-    """Fold BatchNormalization, Mul and Add behind a convolution into its weights, as ONNX Runtime does on load."""
+    """Fold BatchNormalization, Mul and Add behind a convolution into its weights; behind a transposed one only the first."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
         changed = False
         for conv in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-            if conv.op_type == "Conv" and conv.domain in ("", "ai.onnx"):
+            if conv.op_type in ("Conv", "ConvTranspose") and conv.domain in ("", "ai.onnx"):
                 while self._fold(conv):
                     changed = True
         return ir.passes.PassResult(model, modified=changed)
@@ -45,7 +45,7 @@ class FoldPass(ir.passes.InPlacePass):
         assert output.dtype is not None and conv.inputs[1] is not None
         if output.dtype not in HALF_TYPES:
             return False
-        found = _folded(node, output, weight, bias, output.dtype)
+        found = _folded(node, conv, weight, bias, output.dtype)
         if found is None:
             return False
         new_weight, new_bias = found
@@ -68,8 +68,9 @@ class FoldPass(ir.passes.InPlacePass):
         assert graph is not None
         while len(conv.inputs) <= slot:
             conv.resize_inputs(slot + 1)
+        taken = {*graph.initializers, *(value.name for node in graph for value in node.outputs)}
         stem, number = f"{conv.outputs[0].name}/folded_{slot}", 0
-        while f"{stem}_{number}" in graph.initializers:
+        while f"{stem}_{number}" in taken:
             number += 1
         tensor = ir.Tensor(array.astype(dtype.numpy()), name=f"{stem}_{number}")
         value = ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
@@ -84,14 +85,17 @@ def _constant(value: ir.Value | None) -> Array | None:
 
 
 def _folded(
-    node: ir.Node, output: ir.Value, weight: Array, bias: Array | None, to: ir.DataType
+    node: ir.Node, conv: ir.Node, weight: Array, bias: Array | None, to: ir.DataType
 ) -> tuple[Array, Array | None] | None:
     """Return new weights and bias, or None if ONNX Runtime leaves the node alone."""
+    output = conv.outputs[0]
 
     def h(array: Any) -> Array:
         return rounded(array, to)
 
-    channels = weight.shape[0]
+    turned = conv.op_type == "ConvTranspose"
+    groups = conv.attributes.get_int("group", 1) if turned else 1
+    channels = weight.shape[1] * groups if turned else weight.shape[0]
     column = (-1,) + (1,) * (weight.ndim - 1)
     if node.op_type == "BatchNormalization" and node.inputs[0] is output:
         parts = [_constant(value) for value in node.inputs[1:5]]
@@ -100,11 +104,16 @@ def _folded(
         scale, shift, mean, variance = (part for part in parts if part is not None)
         factor = h(scale / h(np.sqrt(h(variance + np.float32(node.attributes.get_float("epsilon", 1e-5))))))
         moved = h(h(h(bias - mean) * factor) + shift) if bias is not None else h(shift - h(mean * factor))
+        if turned:  # weights are [in, out of its group, …]
+            rows = np.repeat(factor.reshape(groups, -1), weight.shape[0] // groups, axis=0)
+            return h(weight * rows.reshape(rows.shape + (1,) * (weight.ndim - 2))), moved
         return h(weight * factor.reshape(column)), moved
-    if node.op_type not in ("Mul", "Add") or len(node.inputs) != 2:
+    if turned or node.op_type not in ("Mul", "Add") or len(node.inputs) != 2:
         return None
-    other = _constant(next((value for value in node.inputs if value is not output), None))
-    if other is None or not _per_channel(other, channels, weight.ndim):
+    if node.inputs[0] is not output:  # ONNX Runtime leaves alone what has the convolution on its right
+        return None
+    other = _constant(node.inputs[1])
+    if other is None or not (_per_channel(other, channels, weight.ndim) or (node.op_type == "Mul" and other.ndim == 0)):
         return None
     vector = np.broadcast_to(other.reshape(-1), (channels,)).astype(np.float32)
     if node.op_type == "Mul":
