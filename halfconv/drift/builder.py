@@ -23,7 +23,7 @@ def rounded(array: Any, to: ir.DataType) -> np.ndarray[Any, np.dtype[np.float32]
         to: FLOAT16 or BFLOAT16.
     """
     half = np.float16 if to == ir.DataType.FLOAT16 else ml_dtypes.bfloat16
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return np.asarray(array, np.float32).astype(half).astype(np.float32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,9 +36,14 @@ def _wide(kind: ir.TypeProtocol) -> ir.TypeProtocol:
 def _wide_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Return a half tensor in FP32, made when it is written."""
     return ir.LazyTensor(
-        lambda: ir.Tensor(tensor.numpy().astype(np.float32)),
+        lambda: ir.Tensor(_floats(tensor)),
         dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name, cache=False,
     )  # fmt: skip
+
+
+def _floats(tensor: ir.TensorProtocol) -> np.ndarray[Any, np.dtype[np.float32]]:
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return tensor.numpy().astype(np.float32)
 
 
 class WidenPass(ir.passes.InPlacePass):
@@ -213,7 +219,7 @@ def _widen_attributes(node: ir.Node) -> None:
     named = {DTYPE_ATTRIBUTES.get(node.op_type), COMPUTED_IN.get(node.op_type)} if standard else set()
     for attribute in list(node.attributes.values()):
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in HALF_TYPES:
-            wide = ir.Tensor(attribute.as_tensor().numpy().astype(np.float32), name=attribute.as_tensor().name)
+            wide = ir.Tensor(_floats(attribute.as_tensor()), name=attribute.as_tensor().name)
             node.attributes[attribute.name] = ir.AttrTensor(attribute.name, wide)
         elif attribute.type == ir.AttributeType.TYPE_PROTO and attribute.value.type.dtype in HALF_TYPES:
             wide_type = ir.TypeAndShape(_wide(attribute.value.type), attribute.value.shape)
