@@ -22,6 +22,7 @@ __all__ = [
     "sigmoid",
     "sigmoid_bf16",
     "softplus",
+    "softsign",
 ]
 
 
@@ -76,6 +77,12 @@ def softplus(b: Builder, node: ir.Node) -> list[ir.Value]:
     x = first(node)
     tail = b.half("Log", b.half("Add", b.half("Exp", b.wide("Neg", b.wide("Abs", x))), 1.0))
     return [b.where(b.test("Greater", x, 0.0), b.half("Add", x, tail), tail)]
+
+
+def softsign(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """Write x / (1 + |x|)."""
+    x = first(node)
+    return [b.half("Div", x, b.half("Add", b.wide("Abs", x), 1.0))]
 
 
 def _tanh_gelu(b: Builder, x: ir.Value) -> ir.Value:

@@ -54,6 +54,7 @@ UNMODELLED: dict[tuple[str, str], str] = {
     ("", "Upsample"): "as Resize",
     ("", "RotaryEmbedding"): "the GPU rounds one of the two products before their sum",
     ("com.microsoft", "RotaryEmbedding"): "the GPU rounds one of the two products before their sum",
+    ("", "SoftmaxCrossEntropyLoss"): "a training loss, whose mean is summed in half in an order that is not known",
     ("com.microsoft", "GroupQueryAttention"): "its kernels depend on the GPU and on the length of the cache",
 }
 
