@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -581,3 +583,40 @@ def test_a_change_of_shape_fails(folder: Path) -> None:
     assert not report.passed
     assert report.outputs[0].failures[0] == "synthetic 0: shape (1, 4) became (4,)"
     to_json(report)
+
+
+# Memory
+
+PEAK = """
+import resource, sys
+import numpy as np
+import halfconv
+
+rows, count, layers = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "layers"
+samples = lambda: ({"x": np.full((rows, 1024), 1 + i / count, np.float32)} for i in range(count))
+report = halfconv.validate(sys.argv[1], sys.argv[2], samples=samples, layers=layers)
+assert report.samples == count
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_mb(models: tuple[Path, Path], rows: int, count: int, layers: str) -> float:
+    command = [sys.executable, "-c", PEAK, *map(str, models), str(rows), str(count), layers]
+    return float(subprocess.run(command, text=True, capture_output=True, check=True, timeout=300).stdout)
+
+
+def test_memory_does_not_grow_with_samples(chain: Unary) -> None:
+    models = chain([node("Tanh", "x", "h"), node("Mul", "h k", "y")], ("n", 1024), k=scalar(0.5))
+    for layers in ("outputs", "layers"):
+        few, many = peak_mb(models, 8, 10, layers), peak_mb(models, 8, 1000, layers)
+        assert many < few + 25, f"{layers}: {few:.0f} MB for 10 samples, {many:.0f} MB for 1,000"
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_layers_keep_no_tensors(chain: Unary, overflows: bool) -> None:
+    """Forty values of 16 MB in each of two models, of which but a few are alive at a time."""
+    nodes = [node("Mul", "x k" if not overflows else "x big", "v0")]
+    nodes += [node("Mul", f"v{i} k", f"v{i + 1}") for i in range(40)] + [node("ReduceMax", "v40", "y")]
+    models = chain(nodes, ("n", 1024), k=scalar(0.97), big=scalar(65504))
+    base, large = peak_mb(models, 1, 1, "layers"), peak_mb(models, 4096, 1, "layers")
+    assert large < base + 25 * 16, f"{large:.0f} MB against {base:.0f} MB"

@@ -475,3 +475,41 @@ def test_the_installed_command_gives_the_exit_code(models: Path) -> None:
     assert done.returncode == 1 and json.loads(done.stdout)["passed"] is False and done.stderr == ""
     done = run("m.onnx", "none.onnx")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("halfconv: ")
+
+
+# pytest's plugin, with the real comparison
+
+
+def test_assert_drift_passes_fails_and_updates(models: Path) -> None:
+    (models / "test_drift.py").write_text(
+        textwrap.dedent(
+            """
+            def test_good(assert_drift):
+                report = assert_drift("m.onnx", "m.half.onnx", "few", rel_l2=1e-2, accuracy=0.0, baseline="b/drift.json")
+                assert report.passed and report.samples == 3
+
+            def test_bad(assert_drift):
+                assert_drift("big.onnx", "big.half.onnx", "large.npz")
+
+            def test_refused(assert_drift):
+                assert_drift("m.onnx", "none.onnx")
+            """
+        ),
+        "utf-8",
+    )
+
+    def run(*options: str) -> tuple[int, str]:
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "halfconv.pytest_plugin", "-p", "no:cacheprovider", *options]
+        done = subprocess.run(command, cwd=models, env=environment, text=True, capture_output=True, check=False, timeout=300)
+        return done.returncode, done.stdout
+
+    code, text = run("test_drift.py", "--halfconv-update")
+    assert code == 1 and "1 passed" in text and "2 failed" in text, text
+    assert (models / "b" / "drift.json").exists()
+    assert "big.half.onnx drifts too far: p" in text
+    assert "first bad: mul_m overflows: its result reaches 100,000 (> 65,504) in FP32 (value 'm')" in text
+    assert "reproduce: halfconv validate big.onnx big.half.onnx --samples large.npz" in text
+    assert "InputError: none.onnx: no such file; try: check the path" in text
+    code, text = run("test_drift.py::test_good")
+    assert code == 0, text

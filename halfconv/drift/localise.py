@@ -134,19 +134,22 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
         graph.register_initializer(value)
     for domain, version in candidate.opset_imports.items():
         reference.opset_imports.setdefault(domain, version)
-    # ONNX Runtime orders the run itself: it visits the graph's leaves, which are the measures, in the order of the nodes, and
-    # computes what each needs. So both values of a pair are computed, measured and freed before the next.
+    # ONNX Runtime orders the run itself: it visits the graph's leaves, which are the measures, from the last node to the first, and
+    # computes what each needs. So the first pair is measured by the last node: both values of a pair are computed, measured and
+    # freed before the next.
     graph.extend(moved)
     order = {output: index for index, node in enumerate(graph) for output in node.outputs}
     joined = _Joined(reference)
-    results = []
+    results, written = [], []
     for mine, its in sorted(pairs, key=lambda pair: order[pair[0]]):
         if closer is not None and mine.name not in closer:
             continue
         builder = Builder(ir.DataType.FLOAT16, f"measure:{mine.name}", wanted)
         results.append(glance(builder, mine, its) if closer is None else measure(builder, mine, its))
-        graph.extend(builder.nodes)
+        written.append(builder.nodes)
         joined.pairs.append(mine.name or "")
+    for nodes in reversed(written):
+        graph.extend(nodes)
     graph.outputs[:] = results
     if closer is not None:  # ONNX Runtime would compute what nothing needs
         common.RemoveUnusedNodesPass()(reference)
