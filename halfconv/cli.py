@@ -39,7 +39,7 @@ def _rule_options(command: Command) -> Command:
         click.option("--block-node", multiple=True, metavar="REGEX", help="Keep nodes in FP32 whose whole id matches."),
         click.option("--block-scope", multiple=True, metavar="PREFIX", help="Keep a part of the model in FP32, by name prefix."),
         click.option("--block-pattern", multiple=True, metavar="NAME",
-                     help="Keep a pattern in FP32: norm, exp-sum, small-epsilon, log, wide-sum, scale-up, quantised, "
+                     help="Keep a pattern in FP32: norm, exp-sum, small-epsilon, log, wide-sum, wide-mean, scale-up, quantised, "
                           "shape-arithmetic, mask-sum, softmax-attention."),
         click.option("--allow-op", multiple=True, metavar="OP", help="Force this operator to half, against the block list."),
         click.option("--allow-node", multiple=True, metavar="REGEX", help="Force nodes to half, against the block list."),

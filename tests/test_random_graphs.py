@@ -158,7 +158,9 @@ def check_answers(case: RandomModel, result: Any, compare: bool, rounding: bool)
         answers["simulated"] = simulate(result.output, [case.feeds])
     for where, answer in answers.items():
         assert answer.loads, f"{where}: {answer.failure} {answer.stumbled}"
-        assert answer.level == "ALL", f"{where}: loads only at {answer.level}: {answer.stumbled}"
+        # The simulation runs without optimisation, which would drop its roundings.
+        wanted = "DISABLE_ALL" if where == "simulated" else "ALL"
+        assert answer.level == wanted, f"{where}: loads only at {answer.level}: {answer.stumbled}"
         for value in case.outputs:
             want, got = reference.outputs[0][value.name], answer.outputs[0][value.name]
             assert got.shape == want.shape

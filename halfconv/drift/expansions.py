@@ -41,6 +41,7 @@ from halfconv.drift.builder import Builder, rounded
 from halfconv.drift.contrib import bias_softmax, bias_split_gelu, group_norm, nhwc_conv, skip_group_norm
 from halfconv.drift.recurrent import expand_recurrent, recurrent_on_gpu
 from halfconv.graph.kernels import on_cuda
+from halfconv.graph.reductions import axes_of, over_an_end
 from halfconv.graph.schema import signature
 
 __all__ = ["EXPANSIONS", "Expansion", "expansion_of"]
@@ -78,36 +79,6 @@ def _gemm(b: Builder, node: ir.Node) -> list[ir.Value]:
     to = b.to
     factors = {"alpha": float(rounded(alpha, to)), "beta": float(rounded(beta, to))}
     return [b.half("Gemm", *(value for value in node.inputs if value is not None), **turned, **factors)]
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    """Return a reduction's axes; an empty list means all, None unknown."""
-    if "axes" in node.attributes:
-        return list(node.attributes["axes"].as_ints())
-    given = node.inputs[1] if len(node.inputs) > 1 else None
-    if given is None:
-        return []
-    if given.const_value is None or given.is_graph_input():
-        return None
-    return [int(axis) for axis in given.const_value.numpy().reshape(-1)]
-
-
-def _over_an_end(node: ir.Node) -> bool:
-    """Tell whether a mean is over leading or over trailing axes: ONNX Runtime then uses kernels of its own instead of cuDNN."""
-    shape, axes = first(node).shape, _axes(node)
-    if axes is None:
-        return True  # computed from the rank, as definitions of norms do
-    if not axes and node.attributes.get_int("noop_with_empty_axes", False):
-        return False
-    if not axes:
-        return True
-    if shape is None:
-        return axes == [-1] or axes == [0]
-    sizes = list(shape)
-    reduced = {axis % len(sizes) for axis in axes}
-    summed = [i for i in reduced if sizes[i] != 1]
-    kept = [i for i in range(len(sizes)) if i not in reduced and sizes[i] != 1]
-    return not kept or not summed or max(summed) < min(kept) or min(summed) > max(kept)
 
 
 def _mean(b: Builder, node: ir.Node) -> list[ir.Value]:
@@ -206,12 +177,12 @@ def _has_bias(node: ir.Node) -> bool:
 
 
 def _known_axes(node: ir.Node) -> bool:
-    return _axes(node) is not None and not node.attributes.get_int("noop_with_empty_axes", False)
+    return axes_of(node) is not None and not node.attributes.get_int("noop_with_empty_axes", False)
 
 
 def _log_sum_exp(b: Builder, node: ir.Node) -> list[ir.Value]:
     """Differences, exponentials, their sum, its logarithm and the sum with the largest element are rounded, each."""
-    x, axes, keepdims = first(node), _axes(node) or [], node.attributes.get_int("keepdims", 1)
+    x, axes, keepdims = first(node), axes_of(node) or [], node.attributes.get_int("keepdims", 1)
     exponentials = b.half("Exp", b.half("Sub", x, b.reduce("ReduceMax", x, axes, 1)))
     total = b.round(b.reduce("ReduceSum", exponentials, axes, keepdims))
     return [b.half("Add", b.half("Log", total), b.reduce("ReduceMax", x, axes, keepdims))]
@@ -288,7 +259,7 @@ EXPANSIONS: tuple[Expansion, ...] = (
     Expansion("", "LSTM", FP16, recurrent_on_gpu, expand_recurrent),
     Expansion("", "LeakyRelu", ANY, _always, leaky_relu),
     Expansion("", "RNN", FP16, recurrent_on_gpu, expand_recurrent),
-    Expansion("", "ReduceMean", ANY, _over_an_end, _mean),
+    Expansion("", "ReduceMean", ANY, over_an_end, _mean),
     Expansion("", "ReduceLogSum", ANY, _always, _logged_sum),
     Expansion("", "ReduceLogSumExp", ANY, _known_axes, _log_sum_exp),
     Expansion("", "Selu", ANY, _always, selu),

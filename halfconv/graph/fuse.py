@@ -8,25 +8,16 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from halfconv.graph.lift import lift
+from halfconv.graph.reductions import axes_of
 from halfconv.graph.typegroups import is_float, is_weight
 
-__all__ = ["CancelRootPass", "FuseLayerNormPass"]
+__all__ = ["CancelRootPass", "FuseLayerNormPass", "PoolMeanPass"]
 
 
 def _scalar(value: ir.Value | None) -> float | None:
     if value is None or not is_weight(value) or value.const_value is None or value.const_value.size != 1:
         return None
     return float(value.const_value.numpy().reshape(-1)[0])
-
-
-def _axes(node: ir.Node) -> tuple[int, ...] | None:
-    if "axes" in node.attributes:
-        return tuple(node.attributes["axes"].as_ints())
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        value = node.inputs[1]
-        if is_weight(value) and value.const_value is not None:
-            return tuple(int(axis) for axis in value.const_value.numpy().reshape(-1))
-    return None
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
@@ -41,7 +32,7 @@ def _is(node: ir.Node | None, op_type: str, graph: ir.Graph | None) -> bool:
 def _mean_over_last(node: ir.Node) -> bool:
     value = node.inputs[0]
     rank = value.shape.rank() if value is not None and value.shape is not None else None
-    axes = _axes(node)
+    axes = axes_of(node)
     return (
         axes is not None
         and len(axes) == 1
@@ -90,6 +81,41 @@ class CancelRootPass(ir.passes.InPlacePass):
                 continue
             output.replace_all_uses_with(power)
             square.graph.remove(square, safe=True)
+            self.count += 1
+        return ir.passes.PassResult(model, modified=bool(self.count))
+
+
+class PoolMeanPass(ir.passes.InPlacePass):
+    """Write a mean over all spatial axes as GlobalAveragePool.
+
+    The two are the same, but in half the CUDA provider's mean rounds the sum before it divides, and overflows on feature maps of
+    ordinary size; its pooling keeps FP32 inside.
+
+    Attributes:
+        count: Number of means written so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+            value = node.inputs[0] if node.op_type == "ReduceMean" and not node.domain and node.inputs else None
+            if value is None or value.shape is None or not is_float(value) or node.attributes.get_int("keepdims", 1) != 1:
+                continue
+            rank, axes = value.shape.rank(), axes_of(node)
+            if axes is None or rank not in (4, 5) or {axis % rank for axis in axes} != set(range(2, rank)):
+                continue
+            pool = ir.node("GlobalAveragePool", [value], name=node.name, metadata_props=dict(node.metadata_props))
+            output, graph = node.outputs[0], node.graph
+            assert graph is not None
+            pool.outputs[0].shape, pool.outputs[0].type, name = output.shape, output.type, output.name
+            node.append(pool)
+            output.replace_all_uses_with(pool.outputs[0], replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+            pool.outputs[0].name = name
             self.count += 1
         return ir.passes.PassResult(model, modified=bool(self.count))
 

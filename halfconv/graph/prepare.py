@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.errors import InputError, UnsupportedModel
-from halfconv.graph.fuse import CancelRootPass, FuseLayerNormPass
+from halfconv.graph.fuse import CancelRootPass, FuseLayerNormPass, PoolMeanPass
 from halfconv.graph.lift import LiftClipPass
 from halfconv.graph.names import subgraphs
 from halfconv.graph.schema import signature
@@ -100,6 +100,10 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
         if fused.count:
             done.fusions["LayerNormalization"] = fused.count
             _sweep(model)
+        pooled = PoolMeanPass()
+        pooled(model)
+        if pooled.count:
+            done.fusions["GlobalAveragePool"] = pooled.count
     return done
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.graph.reductions import over_an_end, reduced_count
 from halfconv.graph.typegroups import is_weight
 from halfconv.precision.cost import EXACT_OPS
 from halfconv.precision.flow import backward, constant, forward, inputs_of, op, readers, scalar
@@ -33,6 +34,8 @@ SMALL_MAKERS = STATISTICS | {"Exp", "Log", "LogSoftmax", "ReduceLogSumExp", "Sig
 SAFE_EPSILON = 1e-9
 #: A factor that lifts numbers of order 64 out of half's range.
 SCALE_UP = 1024.0
+#: Count from which the sum inside a mean is no longer safe: numbers of order 64 reach 65,504.
+WIDE_MEAN = 1024
 TINY = HALF_MIN_NORMAL[ir.DataType.FLOAT16]
 
 
@@ -288,6 +291,17 @@ def _wide_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
             yield Match((node, *between, *kept), node, "the sum may pass 65,504 before it is divided")
 
 
+def _wide_means(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+    """A mean whose kernel rounds the sum to half before it divides by the count."""
+    for node in nodes:
+        if op(node) != "ReduceMean" or not over_an_end(node):
+            continue
+        count = reduced_count(node)
+        if count is None or count >= WIDE_MEAN:
+            many = "an unknown number of" if count is None else f"{count:,}"
+            yield Match((node,), node, f"the GPU rounds the sum of {many} numbers to half before it divides")
+
+
 def _shrinks(node: ir.Node) -> bool:
     factors = [constant(value) for value in node.inputs]
     return any(f is not None and f.dtype.kind == "f" and f.size and float(np.abs(f).max()) < 1 for f in factors)
@@ -338,6 +352,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("small-epsilon", "a tiny constant flushes, and the division by zero gives NaN", True, _small_epsilons),
     Pattern("log", "a small argument flushes to zero, and its logarithm is −inf", True, _logs),
     Pattern("wide-sum", "a sum overflows before it is divided by a count", True, _wide_sums),
+    Pattern("wide-mean", "the sum inside a mean of many numbers overflows", True, _wide_means),
     Pattern("scale-up", "a large factor lifts ordinary numbers beyond 65,504", True, _scale_ups),
     Pattern("quantised", "integer kernels are fused from FP32 operators between QDQ pairs", True, _quantised),
     Pattern("shape-arithmetic", "positions, sizes and indices are exact only to 2,048", True, shape_arithmetic),

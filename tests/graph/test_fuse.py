@@ -268,3 +268,34 @@ SPECTRUM = "(float[2,4] re, float[2,4] im) => (float[2,4] y) <float two = {2}> {
 def test_a_root_that_is_squared_again_is_cancelled_where_it_cannot_be_of_a_negative(body: str, cancels: bool) -> None:
     made = prepared(f"{SPECTRUM} {body} }}")
     assert ("Sqrt" not in ops(made)) is cancels
+
+
+# --- means over all spatial axes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opset", "call"),
+    [(17, "ReduceMean <axes = [2, 3]> (x)"), (17, "ReduceMean <axes = [-1, -2], keepdims = 1> (x)"), (18, "ReduceMean (x, axes)")],
+)
+def test_a_mean_over_all_spatial_axes_is_a_pooling(opset: int, call: str) -> None:
+    graph = f"(float[2,3,5,7] x) => (float[2,3,1,1] y) <int64[2] axes = {{2, 3}}> {{ m = {call}\n y = Relu(m) }}"
+    before, after = model(graph, opset=opset), prepared(graph, opset=opset)
+    assert ops(after) == ["GlobalAveragePool", "Relu"]
+    assert after.graph[0].outputs[0].name == "m"
+    image = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
+    want, got = (run(ir.to_proto(made), [{"x": image}]) for made in (before, after))
+    np.testing.assert_allclose(got.outputs[0]["y"], want.outputs[0]["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "(float[2,3,5,7] x) => (float[2,3] y) { y = ReduceMean <axes = [2, 3], keepdims = 0> (x) }",
+        "(float[2,3,5,7] x) => (float[2,3,5,1] y) { y = ReduceMean <axes = [3]> (x) }",
+        "(float[2,3,5,7] x) => (float[2,1,1,1] y) { y = ReduceMean <axes = [1, 2, 3]> (x) }",
+        "(float[2,3,5] x) => (float[2,3,1] y) { y = ReduceMean <axes = [2]> (x) }",
+        "(double[2,3,5,7] x) => (double[2,3,1,1] y) { y = ReduceMean <axes = [2, 3]> (x) }",
+    ],
+)
+def test_another_mean_is_none(graph: str) -> None:
+    assert ops(prepared(graph)) == ["ReduceMean"]

@@ -211,3 +211,19 @@ def test_an_ordinary_product_before_a_norm_is_not() -> None:
     )
     kept = found("small-epsilon", body, io="(float[3,4] x) => (float[3,4] y)", weights=weights)
     assert "q" in kept and not {"h", "w"} & kept
+
+
+@pytest.mark.parametrize(
+    ("io", "call", "kept"),
+    [
+        ("(float[2,1023] x) => (float[2,1] y)", "ReduceMean <axes = [-1]> (x)", False),
+        ("(float[2,1024] x) => (float[2,1] y)", "ReduceMean <axes = [-1]> (x)", True),
+        ("(float[2,n] x) => (float[2,1] y)", "ReduceMean <axes = [-1]> (x)", True),
+        ("(float[4096,3] x) => (float[1,3] y)", "ReduceMean <axes = [0]> (x)", True),
+        ("(float[2,4096,3] x) => (float[2,1,3] y)", "ReduceMean <axes = [1]> (x)", False),
+        ("(float[64,64] x) => (float[1,1] y)", "ReduceMean (x)", True),
+    ],
+)
+def test_a_mean_of_many_numbers_at_an_end_of_the_shape(io: str, call: str, kept: bool) -> None:
+    """The GPU's kernel for leading or trailing axes rounds the sum to half; cuDNN's for axes in the middle does not."""
+    assert found("wide-mean", f"y = {call}", io=io) == ({"y"} if kept else set())
