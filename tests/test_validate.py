@@ -369,6 +369,14 @@ def test_a_passing_model_has_no_first_bad_value(chain: Unary) -> None:
     assert report.passed and report.first_bad == ""
 
 
+def test_an_overflow_that_no_output_shows_is_no_failure(chain: Unary) -> None:
+    """As the mask of an attention, or the inside of a Tanh."""
+    models = chain([node("Mul", "x big", "m"), node("Tanh", "m", "y")], big=scalar(1000))
+    report = halfconv.validate(*models, samples={"x": np.full((2, 4), 100, np.float32)}, layers=True)
+    assert report.passed and report.first_bad == ""
+    assert "overflows" in layers_of(report)["m"].verdict
+
+
 # Bounds and metrics
 
 

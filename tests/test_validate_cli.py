@@ -307,6 +307,16 @@ def test_layers_are_shown_worst_first(cli: Cli, models: Path) -> None:
     assert "Values that add most error" in run.out
 
 
+def test_an_overflow_that_no_output_shows_is_told_apart(cli: Cli, folder: Path) -> None:
+    nodes = [node("Mul", "x k", "m"), node("Tanh", "m", "y")]
+    half_of(save(folder / "m.onnx", nodes, {"x": (FLOAT, [4])}, {"y": (FLOAT, [4])}, {"k": scalar(1000)}))
+    np.save(folder / "x.npy", np.full(4, 100, np.float32))
+    run = cli("m.onnx", KEEP, "--samples", "x.npy", "--layers")
+    assert run.code == 0
+    assert "first value that went bad, which the outputs do not show: m (Mul mul_m): mul_m overflows" in run.out
+    assert "first bad:" not in run.out
+
+
 # Errors: one line, exit code 2, nothing left
 
 

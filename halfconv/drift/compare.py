@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -141,7 +140,9 @@ def validate(
         with clock.stage("locate"):
             found, note = _locate(paths, used if whole else [worst], made, scopes, everything=layers)
         warnings += [*note, *([ONCE] if layers and used.once else [])]
-        report = replace(report, layers=found if layers else None, first_bad=first_bad(found, _limit(gate) if failed else math.inf))
+        report = replace(
+            report, layers=found if layers else None, first_bad="" if report.passed else first_bad(found, _limit(gate))
+        )
     if known is not None:
         report = replace(report, baseline=grown(report, known))
     return replace(report, warnings=tuple(warnings), seconds=clock.seconds)

@@ -39,9 +39,7 @@ def check_report_files(files: Mapping[str, Path | None], models: tuple[Path, ...
             raise EnvironmentProblem(f"{option} {path}: its folder is missing or read-only", f"mkdir -p {folder}")
 
 
-def write_reports(
-    report: DriftReport, *, junit: Path | None, markdown: Path | None, baseline: Path | None, compared: bool
-) -> None:
+def write_reports(report: DriftReport, *, junit: Path | None, markdown: Path | None, baseline: Path | None, compared: bool) -> None:
     """Write what was asked for.
 
     Args:

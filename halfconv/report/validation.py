@@ -69,7 +69,7 @@ def show_validation(report: DriftReport, console: Console) -> None:
     if report.metrics:
         console.print(_metrics(report))
     if report.layers is not None:
-        _layers(report.layers, console)
+        _layers(report, report.layers, console)
     _list(console, [f"not modelled: {visible(sentence)}" for sentence in report.unmodelled], "yellow")
     _list(console, [f"warning: {sentence}" for sentence in warned(report)], "yellow")
 
@@ -132,7 +132,7 @@ def _metrics(report: DriftReport) -> Table:
     return table
 
 
-def _layers(layers: tuple[LayerDrift, ...], console: Console) -> None:
+def _layers(report: DriftReport, layers: tuple[LayerDrift, ...], console: Console) -> None:
     """The first value that went bad, then the values that add most error."""
     bad = next((layer for layer in layers if layer.verdict), None)
     if bad is not None:
