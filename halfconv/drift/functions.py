@@ -71,6 +71,7 @@ class ExpandFunctionsPass(ir.passes.InPlacePass):
             if body is None:
                 continue
             function = ir.serde.deserialize_function(body)
+            _fill_in(node, function, opset)
             name = f"{node.op_type}_{len(model.functions)}"
             function.domain, function.name = DOMAIN, name
             function.opset_imports[""] = opset  # a definition holds for later opsets too, and inlining wants one opset
@@ -79,6 +80,14 @@ class ExpandFunctionsPass(ir.passes.InPlacePass):
             node.domain, node.op_type = DOMAIN, name
             changed = True
         return ir.passes.PassResult(model, modified=changed)
+
+
+def _fill_in(node: ir.Node, function: ir.Function, opset: int) -> None:
+    """Write the defaults of attributes that a definition refers to: it gives none itself."""
+    known = onnx.defs.get_schema(node.op_type, opset, "").attributes
+    for name in function.attributes:
+        if name not in node.attributes and name in known and known[name].default_value.type:
+            node.attributes[name] = ir.serde.deserialize_attribute(known[name].default_value)
 
 
 def _definition(node: ir.Node, opset: int) -> onnx.FunctionProto | None:

@@ -76,6 +76,9 @@ class WidenPass(ir.passes.InPlacePass):
         """Run the pass."""
         self._names = Names(value.name for graph in model.graphs() for value in _values(graph))
         for graph in model.graphs():
+            for value in graph.initializers.values():
+                if value.const_value is not None and value.const_value.dtype in HALF_TYPES:
+                    value.type = ir.TensorType(value.const_value.dtype)  # whatever an output of that name is said to be
             for value in _values(graph):
                 if value.type is not None and value.dtype in HALF_TYPES:
                     self._half[value] = value.dtype

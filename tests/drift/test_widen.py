@@ -239,6 +239,19 @@ def test_an_initializer_that_is_a_result() -> None:
     same(run(simulated(source), {"x": X[0, :2]})["w"], h([0.1, 2]))
 
 
+def test_a_half_initializer_that_an_output_calls_fp32() -> None:
+    """As onnxconverter-common writes it."""
+    source = made(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        [("x", F16, [2])],
+        [("w", FLOAT, [2]), ("y", F16, [2])],
+        [weight("w", [0.1, 2])],
+    )
+    got = run(simulated(source), {"x": X[0, :2]})
+    same(got["w"], h([0.1, 2]))
+    same(got["y"], h(h(X[0, :2]) * h([0.1, 2])))
+
+
 def test_a_value_that_is_two_results() -> None:
     got = run(simulated(model("g (float16[2,4] x) => (float16[2,4] y, float16[2,4] z) { y = Elu(x) z = Identity(y) }")), {"x": X})
     same(got["y"], got["z"])
@@ -425,6 +438,12 @@ def test_a_function_rounds_inside() -> None:
         g (float16[2,4] x) => (float16[2,4] y) { y = my.f(x) }
         <domain: "my", opset_import: ["": 18]> f (a) => (c) { b = Mul(a, a) c = Mul(b, a) }"""
     same(result(text, {"x": X}), h(h(h(X) ** 2) * h(X)))
+
+
+def test_a_definition_gets_the_defaults_of_its_attributes() -> None:
+    x = h(X)
+    text = model("g (float16[2,4] x) => (float16[2,4] y) { y = Swish(x) }", 24, 11)
+    np.testing.assert_allclose(result(text, {"x": X}), x / (1 + np.exp(-x)), atol=2e-3)
 
 
 def test_an_operator_that_onnxruntime_inlines_rounds_at_every_step() -> None:
