@@ -13,6 +13,7 @@ from halfconv.report.text import (
     figure,
     metric_figure,
     metric_sentence,
+    reach,
     sampled,
     sentences,
     share,
@@ -153,7 +154,7 @@ def _layers(layers: tuple[LayerDrift, ...]) -> list[str]:
             _code(layer.scope) if layer.scope else "",
             figure(layer.rel_l2),
             figure(layer.added),
-            f"{figure(layer.reference_absmax)} → {figure(layer.candidate_absmax)}",
+            reach(layer),
         )
         for layer in worst_layers(layers, LAYERS)
     ]

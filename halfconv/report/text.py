@@ -20,6 +20,7 @@ __all__ = [
     "figure",
     "metric_figure",
     "metric_sentence",
+    "reach",
     "sampled",
     "sentences",
     "share",
@@ -135,6 +136,12 @@ def warned(report: DriftReport) -> list[str]:
     if report.sample_kind != "given" and not any(report.sample_kind in warning for warning in found):
         found.insert(0, "synthetic samples hide overflow that real data shows; give yours with --samples")
     return found
+
+
+def reach(layer: LayerDrift) -> str:
+    """Return the largest magnitudes of a value in reference and candidate, where NaN and infinity are larger than all."""
+    theirs = "NaN" if layer.new_nan else "inf" if layer.new_inf else figure(layer.candidate_absmax)
+    return f"{figure(layer.reference_absmax)} → {theirs}"
 
 
 def worst_first(outputs: Iterable[OutputDrift]) -> list[OutputDrift]:

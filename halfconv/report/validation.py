@@ -17,6 +17,7 @@ from halfconv.report.text import (
     figure,
     metric_figure,
     metric_sentence,
+    reach,
     sampled,
     sentences,
     share,
@@ -137,9 +138,12 @@ def _layers(report: DriftReport, layers: tuple[LayerDrift, ...], console: Consol
     bad = next((layer for layer in layers if layer.verdict), None)
     if bad is not None:
         place = ", ".join(visible(part) for part in (f"{bad.op} {bad.node}".strip(), bad.scope) if part)
+        title = "first value that went bad" + (", which the outputs do not show: " if report.passed else ": ")
         _print(
             console,
-            Text.assemble(("first value that went bad: ", "bold red"), f"{visible(bad.value)} ({place}): {visible(bad.verdict)}"),
+            Text.assemble(
+                (title, "yellow" if report.passed else "bold red"), f"{visible(bad.value)} ({place}): {visible(bad.verdict)}"
+            ),
         )
     worst = worst_layers(layers, LAYERS)
     if not worst:
@@ -150,7 +154,7 @@ def _layers(report: DriftReport, layers: tuple[LayerDrift, ...], console: Consol
     title = f"Values that add most error ({len(worst)} of {len(layers):,})"
     table = _table(title, columns | ({"scope": "text"} if scopes else {}))
     for layer in worst:
-        reach = f"{figure(layer.reference_absmax)} → {figure(layer.candidate_absmax)}"
-        cells = [visible(layer.value), visible(layer.op), visible(layer.dtype), figure(layer.rel_l2), figure(layer.added), reach]
+        figures = (figure(layer.rel_l2), figure(layer.added), reach(layer))
+        cells = [visible(layer.value), visible(layer.op), visible(layer.dtype), *figures]
         table.add_row(*map(Text, cells + ([visible(layer.scope)] if scopes else [])))
     console.print(table)
