@@ -5,6 +5,7 @@ Three steps, because the machine with the GPU may reach no package index:
     python bench/gpu_simulation.py prepare DIR [--zoo ZOO | --exported]     writes half-precision models, inputs and FP32 answers
     python bench/gpu_simulation.py run DIR OUT                 runs each on CUDA, keeps the outputs and what ran where
     python bench/gpu_simulation.py compare DIR OUT JSON        simulates each on this machine's CPU, compares with the outputs
+    python bench/gpu_simulation.py truth DIR OUT NPZ           keeps the small outputs for a test
 
 Without --zoo the cases are ONNX's node tests in half and those of `bench/simulation_cases.py`; with it they are the public zoo's
 models (FOLDER/KEY/model.onnx and s*.npz), converted by halfconv and by ONNX Runtime's own converter.
@@ -29,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 DIFFER = 0.05
 #: How far the simulated drift may be from the GPU's.
 RATIO = 1.25
+#: Elements of an output that a test keeps.
+TRUTH = 1000
 
 
 def _store(folder: Path, name: str, model: bytes | None, feeds: list[dict[str, np.ndarray]]) -> None:
@@ -79,11 +82,15 @@ def prepare_zoo(folder: Path, zoo: Path, keys: list[str], samples: int) -> None:
                 if who == "ort-float16":
                     onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), folder / f"{name}.onnx")
                 else:
-                    halfconv.convert(source, folder / f"{name}.onnx", check=False)
+                    values = halfconv.convert(source, folder / f"{name}.onnx", check=False).values
+                    if not values["half"]:  # the FP32 model itself
+                        (folder / f"{name}.onnx").rename(folder / f"{key}--fp32.onnx")
+                        name = f"{key}--fp32"
             except Exception as error:
                 print("not converted", name, " ".join(str(error).split())[:120])
                 continue
-            (folder / f"{name}.onnx.profile.json").unlink(missing_ok=True)
+            for profile in folder.glob("*.profile.json"):
+                profile.unlink()
             _store(folder, name, None, feeds)
             _store(folder, f"{name}.reference", None, arrays)
             listed.append({"name": name, "op": "model", "runs": len(feeds), "source": "zoo"})
@@ -342,6 +349,18 @@ def compare(folder: Path, out: Path, target: Path) -> None:
                   f"simulation {row['rel_l2']:.2e} {row['on_cpu']}")  # fmt: skip
 
 
+def store_truth(folder: Path, out: Path, target: Path) -> None:
+    """Keep the GPU's outputs of the small made cases, for a test: CASE/OUTPUT, each of at most `TRUTH` elements."""
+    kept = {}
+    for row in json.loads((out / "rows.json").read_text()):
+        if row["source"] in ("made_cases", "fused_cases") and "error" not in row:
+            for name, value in feeds_of(out / f"{row['name']}.npz", 1)[0].items():
+                if value.size <= TRUTH and value.dtype.kind == "f":
+                    kept[f"{row['name']}/{name}"] = value.astype(np.float32 if "bf16" in row["name"] else np.float16)
+    np.savez_compressed(target, **kept)
+    print(len(kept), "outputs kept,", target.stat().st_size, "bytes")
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
@@ -353,7 +372,7 @@ def _rounded(value: Any) -> Any:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=["prepare", "run", "serve", "compare"])
+    parser.add_argument("step", choices=["prepare", "run", "serve", "compare", "truth"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("target", type=Path, nargs="?")
@@ -371,6 +390,8 @@ def main() -> None:
         prepare_zoo(options.folder, options.zoo, [key for key in options.keys.split(",") if key], options.samples)
     elif options.step == "prepare":
         prepare(options.folder)
+    elif options.step == "truth":
+        store_truth(options.folder, options.out, options.target)
     elif options.step == "compare":
         compare(options.folder, options.out, options.target)
     else:
