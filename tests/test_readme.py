@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -17,7 +18,11 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+
+import halfconv
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -136,6 +141,45 @@ def make_convert() -> str:
     return fenced(shell(here(example_scripts()[1]), example_folder()))
 
 
+def make_validate() -> str:
+    shell(here(example_scripts()[1]), example_folder())
+    script = next(b for b in blocks("sh") if "halfconv validate" in b)
+    return fenced(shell(here(script), example_folder()))
+
+
+def make_fidelity() -> str:
+    content = json.loads((RESULTS.parent / "simulation_zoo_h100.json").read_text("utf-8"))
+    worst: dict[str, dict[str, dict[str, object]]] = {}
+    for entry in content["rows"]:
+        case, _, who = str(entry["case"]).partition("--")
+        if "agree" in entry and who in ("halfconv-portable", "ort-float16"):
+            known = worst.setdefault(case, {}).get(who)
+            if known is None or (entry["gpu_rel_l2"] or math.inf) > (known["gpu_rel_l2"] or math.inf):
+                worst[case][who] = entry
+    lines = [row("model", "halfconv: GPU", "simulated", "ONNX Runtime's converter: GPU", "simulated"), "|---|---|---|---|---|"]
+    for case, found in sorted(worst.items()):
+        sides = [found.get(who, {}) for who in ("halfconv-portable", "ort-float16")]
+        cells = [side.get(key, "") for side in sides for key in ("gpu_rel_l2", "rel_l2")]
+        lines.append(row(f"`{case}`", *("NaN" if c is None else c if c == "" else f"{c:.3g}" for c in cells)))
+    outputs = [entry for entry in content["rows"] if "agree" in entry]
+    kernels = json.loads((RESULTS.parent / "simulation_fidelity_h100.json").read_text("utf-8"))["rows"]
+    small = [entry for entry in kernels if "agree" in entry]
+    lines += [
+        "",
+        f"{sum(bool(e['agree']) for e in outputs)} of {len(outputs)} outputs are within 1.25 times the GPU's drift, and of",
+        f"{len(small):,} outputs of small cases, ONNX's node tests among them, {sum(bool(e['agree']) for e in small):,} agree",
+        f"({content['machine']['card']}, onnxruntime-gpu {content['versions']['onnxruntime-gpu']}; `bench/README.md` says how).",
+    ]
+    return "\n".join(lines)
+
+
+def make_unmodelled() -> str:
+    from halfconv.drift.kernels import UNMODELLED
+
+    rows = (row(f"`{f'{domain}::' * bool(domain)}{op}`", why) for (domain, op), why in sorted(UNMODELLED.items()))
+    return "\n".join([row("operator", "why"), "|---|---|", *rows])
+
+
 def fenced(output: str) -> str:
     lines = [line.rstrip() for line in output.strip("\n").splitlines()]
     return "```text\n" + "\n".join(lines) + "\n```"
@@ -147,6 +191,9 @@ MAKERS: dict[str, Callable[[], str]] = {
     "gpu": make_gpu,
     "demo": make_demo,
     "convert": make_convert,
+    "validate": make_validate,
+    "fidelity": make_fidelity,
+    "unmodelled": make_unmodelled,
 }
 
 
@@ -174,7 +221,7 @@ def remove_example_folder() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_generated_parts_are_current(name: str) -> None:
-    if name in ("demo", "convert") and not pinned():
+    if name in ("demo", "convert", "validate") and not pinned():
         pytest.skip("other package versions than constraints.txt has")
     written = {key: body for _, key, body, _ in PART.findall(text())}
     assert sorted(written) == sorted(MAKERS)
@@ -207,12 +254,28 @@ def test_library_example_runs(tmp_path: Path) -> None:
     from halfconv.demo.magika import find_model
 
     shutil.copy(find_model().path, tmp_path / "magika.onnx")
-    (script,) = blocks("python")
+    script = next(block for block in blocks("python") if "import halfconv" in block)
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.startswith("magika.half.onnx ")
     assert done.stderr == ""
+
+
+def test_pytest_example_runs(tmp_path: Path) -> None:
+    pytest.importorskip("magika")
+    script = next(block for block in blocks("python") if "assert_drift" in block)
+    graph = onnx.parser.parse_graph("g (float[2,3] x) => (float[2,3] y) { y = Tanh(x) }")
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    halfconv.convert(tmp_path / "model.onnx", tmp_path / "model.fp16.onnx", block_list="none", check=False)
+    np.savez(tmp_path / "inputs.npz", x=np.ones((2, 3), np.float32))
+    (tmp_path / "test_it.py").write_text(script, "utf-8")
+    for option in ("--halfconv-update", "-q"):
+        command = [sys.executable, "-m", "pytest", "test_it.py", option]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "drift.json").exists()
 
 
 def test_configuration_example_is_read(tmp_path: Path) -> None:
@@ -280,7 +343,7 @@ def test_rules_and_options_are_named() -> None:
         name for command in cli.commands.values() for option in command.params for name in (*option.opts, *option.secondary_opts)
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", readme))
-    assert named <= known
+    assert named <= known | {"--halfconv-update"}  # pytest's, from the plugin
     assert {name for name in known if name.startswith(("--block", "--allow", "--half", "--keep"))} <= named
 
 
