@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import onnx_ir as ir
 
 from halfconv import __version__
 from halfconv.check import CheckResult, check_file, require_runtime
+from halfconv.clock import StageClock
 from halfconv.errors import UsageError
 from halfconv.graph.names import Names
 from halfconv.graph.prepare import Prepared, prepare
@@ -188,22 +187,6 @@ class Planned:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class _Clock:
-    """Collects the time of each stage, and tells who listens which one begins."""
-
-    def __init__(self, listener: Callable[[str], None] | None):
-        self.seconds: dict[str, float] = {}
-        self.listener = listener
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if self.listener:
-            self.listener(name)
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-
-
 def plan_model(
     model: str | os.PathLike[str],
     *,
@@ -222,7 +205,7 @@ def plan_model(
         raise UsageError(f"unknown format {to!r}", "--to " + " or ".join(FORMATS))
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}", "one of " + ", ".join(TARGETS))
-    dtype, clock = FORMATS[to], _Clock(on_stage)
+    dtype, clock = FORMATS[to], StageClock(on_stage)
     with clock.stage("load"):
         source = load(model)
     half_inputs, half_outputs = _half_borders(source, half_io, keep_io)
@@ -333,7 +316,7 @@ def convert(
     if save_plan is not None:
         files = (source_path, target_path, profile, *planned.source.data_files)
         check_side_file(Path(save_plan), files)
-    clock = _Clock(on_stage)
+    clock = StageClock(on_stage)
     clock.seconds = planned.seconds
     ir_model, source = planned.source.model, planned.source
     warnings = [*planned.prepared.notes, *planned.assignment.overruled, *_remarks(planned, to)]

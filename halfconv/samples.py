@@ -5,18 +5,15 @@ Values go source → raw arrays by name → `fit` (names, shapes, types) → `Sa
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import itertools
 import os
-import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from halfconv.errors import HalfconvError, InputError, UsageError
+from halfconv.imports import import_function, names_function
 from halfconv.polygraphy_json import read_feeds
 from halfconv.sample_checks import InputSpec, fit
 from halfconv.sample_files import StoredArray, naturally, npy_file, npz_file
@@ -114,8 +111,8 @@ def open_samples(source: Any, inputs: Sequence[InputSpec]) -> Samples:
     """
     if isinstance(source, Samples):
         return source
-    if isinstance(source, str) and not Path(source).exists() and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", source):
-        return _of_callable(_imported(source), inputs, source)
+    if isinstance(source, str) and not Path(source).exists() and names_function(source):
+        return _of_callable(import_function(source, f"samples '{source}'"), inputs, source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         raw = _of_path(path, inputs)
@@ -138,25 +135,6 @@ def _checked(raw: Iterator[Raw], inputs: Sequence[InputSpec], root: Path | None 
 
 
 # --- Python --------------------------------------------------------------------------------------------------------
-
-
-def _imported(text: str) -> Any:
-    module_name, _, name = text.partition(":")
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` has it; the installed command does not
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:
-        words = f"{type(error).__name__}: {error}"
-        raise UsageError(f"samples '{text}': cannot import {module_name}: {words}", "check PYTHONPATH") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            close = difflib.get_close_matches(part, dir(found), 1)
-            raise UsageError(f"samples '{text}': {module_name} has no '{part}'", close[0] if close else "the function's name")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UsageError(f"samples '{text}': is a {type(found).__name__}, not a function", "a function that returns dictionaries")
-    return found
 
 
 def _of_callable(function: Callable[[], Any], inputs: Sequence[InputSpec], name: str) -> Samples:

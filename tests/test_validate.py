@@ -522,6 +522,15 @@ ODD: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], dict[str, Any], dict[
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("candidate", ["itself", "halfconv's"])
+def test_an_output_that_is_an_input_or_a_weight_is_no_obstacle(folder: Path, candidate: str) -> None:
+    outputs = {"y": VECTOR, "x": VECTOR, "w": VECTOR}
+    path = save(folder / "m.onnx", [node("Mul", "x w", "y")], {"x": VECTOR}, outputs, {"w": np.full(4, 3, np.float32)})
+    half = path if candidate == "itself" else halfconv.convert(path, folder / "h.onnx").output
+    report = halfconv.validate(path, half, layers=True)
+    assert report.passed and list(layers_of(report)) == ["y"]
+
+
 @pytest.mark.parametrize("layers", [False, True])
 @pytest.mark.parametrize("case", list(ODD))
 def test_odd_models_pass_as_they_are_and_in_half(folder: Path, case: str, layers: bool) -> None:
@@ -573,8 +582,16 @@ def test_types_that_the_file_does_not_declare_are_still_half(folder: Path) -> No
     assert report.outputs[0].measures.rel_l2 > 0
     report = halfconv.validate(reference, reference)
     assert any("no half-precision value" in warning for warning in report.warnings)
+    # A reference may round something itself, which its conversion leaves out.
+    assert halfconv.validate(path, reference).passed
+
+
+def test_models_the_wrong_way_round_are_refused(chain: Unary) -> None:
+    reference, half = chain([node("MatMul", "x w", "y")], w=np.eye(4, dtype=np.float32))
     with pytest.raises(halfconv.UsageError, match="the wrong way round; try: halfconv validate"):
-        halfconv.validate(path, reference)
+        halfconv.validate(half, reference)
+    with pytest.raises(halfconv.UsageError, match="the wrong way round"):
+        halfconv.validate(whole_half(reference), reference)
 
 
 def test_a_half_model_does_not_drift_from_itself(chain: Unary) -> None:

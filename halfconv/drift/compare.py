@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from halfconv.check import CPU, CUDA, require_runtime
+from halfconv.clock import StageClock
 from halfconv.drift.baseline import grown
 from halfconv.drift.baseline import load as load_baseline
 from halfconv.drift.evaluate import Evaluator, check_valid, evaluate_file, evaluate_simulation
@@ -38,20 +38,6 @@ CPU_HIDES = (
 )
 ONCE = "the values inside are compared on one sample only, the worst: these samples can be read only once"
 SYNTHETIC = "the samples are synthetic: random data hides overflow and says little about accuracy; give --samples"
-
-
-class _Clock:
-    def __init__(self, listener: Callable[[str], None] | None):
-        self.seconds: dict[str, float] = {}
-        self.listener = listener
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if self.listener:
-            self.listener(name)
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
 def validate(
@@ -103,7 +89,7 @@ def validate(
     require_runtime()
     known = load_baseline(Path(baseline)) if baseline is not None else None
     wanted = find_metrics(metrics)
-    paths, clock = (Path(reference), Path(candidate)), _Clock(on_stage)
+    paths, clock = (Path(reference), Path(candidate)), StageClock(on_stage)
     with clock.stage("load"):
         source, half = load(paths[0]), load(paths[1])
         _check_interfaces(source.model, half.model, paths)
@@ -182,10 +168,11 @@ def _format(reference: ir.Model, candidate: ir.Model, paths: tuple[Path, Path]) 
     """Return the candidate's half format ("" if it has none), and warnings.
 
     Raises:
-        UsageError: Only the reference is in half precision.
+        UsageError: Only the reference keeps weights, inputs or outputs in half precision.
     """
     ours, theirs = _holds(reference), _holds(candidate)
-    if ours and not theirs:
+    stored = (*reference.graph.inputs, *reference.graph.outputs, *(v for g in reference.graphs() for v in g.initializers.values()))
+    if ours and not theirs and any(value.dtype in FORMATS for value in stored):
         raise UsageError(
             f"{paths[0]} holds half-precision values and {paths[1]} none: they are the wrong way round",
             f"halfconv validate {paths[1]} {paths[0]}",

@@ -123,11 +123,11 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
         for value in [*inner.inputs, *inner.initializers.values(), *(o for node in inner for o in node.outputs)]:
             if value.name and not (inner is candidate.graph and value.name in theirs):
                 value.name = f"{PREFIX}{value.name}"
+    candidate.graph.outputs.clear()  # of which an input may be one
     for name, value in theirs.items():
         value.replace_all_uses_with(inputs[name])
     moved = list(candidate.graph)
     weights = [value for value in candidate.graph.initializers.values() if value.name not in theirs]
-    candidate.graph.outputs.clear()
     candidate.graph.remove(moved)
     candidate.graph.initializers.clear()
     for value in weights:

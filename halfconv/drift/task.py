@@ -7,18 +7,15 @@ is the share of all rows of all samples.
 
 from __future__ import annotations
 
-import importlib
 import math
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from halfconv.drift.report import MetricDrift
 from halfconv.errors import InputError, UsageError
+from halfconv.imports import import_function, names_function
 
 __all__ = ["Metric", "MetricMeans", "accuracy", "find_metrics", "labels_of"]
 
@@ -87,20 +84,9 @@ def _named(function: Metric) -> tuple[str, Metric]:
 
 
 def _imported(text: str) -> tuple[str, Metric]:
-    if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", text):
+    if not names_function(text):
         raise UsageError(f"--metric {text}: is neither 'accuracy' nor MODULE:FUNCTION", "--metric package.module:function")
-    module_name, _, name = text.partition(":")
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` has it; the installed command does not
-    try:
-        function: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            function = getattr(function, part)
-    except Exception as error:
-        raise UsageError(f"--metric {text}: {type(error).__name__}: {error}", "check the name and PYTHONPATH") from None
-    if not callable(function):
-        raise UsageError(f"--metric {text}: is a {type(function).__name__}, not a function", "a function")
-    return name.rpartition(".")[2], function
+    return text.rpartition(":")[2].rpartition(".")[2], import_function(text, f"--metric {text}")
 
 
 class MetricMeans:
