@@ -128,7 +128,15 @@ def onnx_attention(b: Builder, node: ir.Node) -> list[ir.Value]:
 def is_plain_contrib(node: ir.Node) -> bool:
     """Tell whether a com.microsoft.Attention has no cache, no bias of scores, and queries, keys and values of one size."""
     odd = ("qkv_hidden_sizes", "past_present_share_buffer", "do_rotary")
-    return _only(node, (0, 1, 2, 3), odd) and "qkv_hidden_sizes" not in node.attributes
+    if not _only(node, (0, 1, 2, 3), odd) or "qkv_hidden_sizes" in node.attributes:
+        return False
+    mask, x = _given(node, 3), first(node).shape
+    if mask is None:
+        return True
+    # MultiHeadAttention takes no mask of start and end positions, and none of rank 4.
+    if mask.shape is None or x is None or mask.shape.rank() not in (1, 2, 3):
+        return False
+    return mask.shape.rank() > 1 or mask.shape[0] == x[0]
 
 
 def contrib_attention(b: Builder, node: ir.Node) -> list[ir.Value]:

@@ -13,8 +13,11 @@ import onnx_ir as ir
 from halfconv.drift.activations import first
 from halfconv.drift.builder import Builder
 
-__all__ = ["bias_softmax", "bias_split_gelu", "group_norm", "nhwc_conv", "skip_group_norm"]
+__all__ = ["bias_softmax", "bias_split_gelu", "group_norm", "is_packed", "nhwc_conv", "packed_multi_head", "skip_group_norm"]
 
+MS = "com.microsoft"
+#: Rank of a tensor that holds keys and values.
+PACKED = 5
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -88,3 +91,20 @@ def nhwc_conv(b: Builder, node: ir.Node) -> list[ir.Value]:
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         result = b.half("Add", result, b.wide("Reshape", first(node, 2), b.constant(_i64(1, -1, 1, 1))))
     return [b.wide("Transpose", result, perm=TO_LAST)]
+
+
+def is_packed(node: ir.Node) -> bool:
+    """Tell whether a MultiHeadAttention has keys and values in one tensor, with or without the queries."""
+    given = [value for value in node.inputs[:3] if value is not None]
+    last = given[-1].shape
+    return len(given) < 3 and last is not None and last.rank() == PACKED
+
+
+def packed_multi_head(b: Builder, node: ir.Node) -> list[ir.Value]:
+    """Unpack queries, keys and values of [batch, length, heads, 2 or 3, size], which the CPU's MultiHeadAttention wants apart."""
+    given = [value for value in node.inputs[:3] if value is not None]
+    parts = [b.wide("Gather", given[-1], b.constant(np.int64(k)), axis=3) for k in range(4 - len(given))]
+    flat = [b.wide("Reshape", part, b.constant(_i64(0, 0, -1))) for part in parts]
+    inputs = [*given[:-1], *flat, *node.inputs[3:]]
+    kept = {a.name: a for a in node.attributes.values()}
+    return [b.round(value) for value in b.several("MultiHeadAttention", inputs, len(node.outputs), domain=MS, **kept)]

@@ -38,7 +38,15 @@ from halfconv.drift.attention import (
     onnx_attention,
 )
 from halfconv.drift.builder import Builder, rounded
-from halfconv.drift.contrib import bias_softmax, bias_split_gelu, group_norm, nhwc_conv, skip_group_norm
+from halfconv.drift.contrib import (
+    bias_softmax,
+    bias_split_gelu,
+    group_norm,
+    is_packed,
+    nhwc_conv,
+    packed_multi_head,
+    skip_group_norm,
+)
 from halfconv.drift.recurrent import expand_recurrent, recurrent_on_gpu
 from halfconv.graph.kernels import on_cuda
 from halfconv.graph.reductions import axes_of, over_an_end
@@ -278,6 +286,7 @@ EXPANSIONS: tuple[Expansion, ...] = (
     Expansion(MS, "GroupNorm", ANY, _always, group_norm),
     Expansion(MS, "NhwcConv", ANY, _always, nhwc_conv),
     Expansion(MS, "MultiHeadAttention", ANY, is_plain_multi_head, multi_head),
+    Expansion(MS, "MultiHeadAttention", ANY, is_packed, packed_multi_head),
     Expansion(MS, "QuickGelu", ANY, _always, quick_gelu),
     Expansion(MS, "SkipGroupNorm", ANY, _always, skip_group_norm),
     Expansion(MS, "SkipLayerNormalization", ANY, _always, _skip_layer_norm),

@@ -86,8 +86,22 @@ def simulate(source: SourceModel) -> Simulation:
 def _check_kernels(model: ir.Model, label: str) -> None:
     """Refuse an operator that the CPU provider has no kernel for, and the simulation no definition."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.domain == "com.microsoft" and node.op_type in CUDA_ONLY:
+        form = _unknown_to_cpu(node) if node.domain == "com.microsoft" else ""
+        if form:
             raise UnsupportedModel(
-                f"{label}: node '{node.name or ''}': ONNX Runtime has {node.op_type} for CUDA only, so that it cannot be simulated",
+                f"{label}: node '{node.name or ''}': ONNX Runtime has {form} for CUDA only, so that it cannot be simulated",
                 "--on cuda",
             )
+
+
+def _unknown_to_cpu(node: ir.Node) -> str:
+    """Name an operator of com.microsoft, or a form of one, that only CUDA has; "" if it is none."""
+    if node.op_type in CUDA_ONLY:
+        return node.op_type
+    if node.op_type != "Attention":
+        return ""
+    if node.attributes.get_int("do_rotary", False):
+        return "Attention with do_rotary"
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    whole = mask is not None and mask.shape is not None and mask.shape.rank() == 4
+    return "Attention with a mask of rank 4" if whole else ""
