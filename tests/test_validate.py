@@ -162,6 +162,7 @@ def test_magika_passes_on_the_cpu_provider_which_hides_rounding(magika: tuple[Pa
     assert report.first_bad == ""
 
 
+@pytest.mark.slow
 def test_magika_of_halfconv_passes(folder: Path) -> None:
     result = halfconv.convert(zoo.model("magika"), folder / "half.onnx")
     report = halfconv.validate(zoo.model("magika"), result.output, samples=labelled("magika"), tolerance={"accuracy": 0.0})
@@ -170,6 +171,7 @@ def test_magika_of_halfconv_passes(folder: Path) -> None:
     assert report.first_bad == ""
 
 
+@pytest.mark.slow
 def test_dnsmos_of_onnxruntimes_converter_fails_with_nan(folder: Path) -> None:
     path = folder / "peer.onnx"
     onnx.save(convert_float_to_float16(onnx.load(zoo.model("dnsmos_sig_bak_ovr")), keep_io_types=True), path)
@@ -344,6 +346,7 @@ def test_the_value_that_fails_late_is_found_among_many_that_drift(folder: Path) 
     assert report.first_bad
 
 
+@pytest.mark.slow
 def test_the_scope_of_an_exported_module_is_told(folder: Path) -> None:
     reference = zoo.model("minilm_dynamo")
     result = halfconv.convert(reference, folder / "half.onnx")
@@ -630,6 +633,7 @@ def peak_mb(models: tuple[Path, Path], rows: int, count: int, layers: str) -> fl
     return float(subprocess.run(command, text=True, capture_output=True, check=True, timeout=300).stdout)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_samples(chain: Unary) -> None:
     models = chain([node("Tanh", "x", "h"), node("Mul", "h k", "y")], ("n", 1024), k=scalar(0.5))
     for layers in ("outputs", "layers"):
@@ -637,6 +641,7 @@ def test_memory_does_not_grow_with_samples(chain: Unary) -> None:
         assert many < few + 25, f"{layers}: {few:.0f} MB for 10 samples, {many:.0f} MB for 1,000"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overflows", [False, True])
 def test_layers_keep_no_tensors(chain: Unary, overflows: bool) -> None:
     """Forty values of 16 MB in each of two models, of which but a few are alive at a time."""

@@ -114,6 +114,7 @@ def test_the_cpu_provider_passes_with_its_warning(cli: Cli, models: Path) -> Non
     assert parsed(cli("m.onnx", KEEP, "--on", "cpu", "--json"))["on"] == "cpu"
 
 
+@pytest.mark.slow
 def test_magika_on_files_with_labels(cli: Cli, folder: Path) -> None:
     """The files that the issue asks for: inputs, and an array `labels` beside them."""
     reference, candidate, labels = zoo.model("magika"), folder / "peer.onnx", zoo.labels("magika")
@@ -490,6 +491,7 @@ def test_the_installed_command_gives_the_exit_code(models: Path) -> None:
 # pytest's plugin, with the real comparison
 
 
+@pytest.mark.slow
 def test_assert_drift_passes_fails_and_updates(models: Path) -> None:
     (models / "test_drift.py").write_text(
         textwrap.dedent(
