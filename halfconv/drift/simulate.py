@@ -47,11 +47,13 @@ class Simulation:
     unmodelled: tuple[str, ...] = ()
 
 
-def simulate(source: SourceModel) -> Simulation:
+def simulate(source: SourceModel, *, as_written: bool = False) -> Simulation:
     """Build the simulation of a model; the loaded model is used up.
 
     Args:
         source: A loaded model in FP16 or BF16, whole or mixed. An FP32 model simulates as itself.
+        as_written: Whether to leave out what ONNX Runtime folds and fuses when it loads the model: another runtime, or a
+            session without optimisation, rounds every value of the file.
 
     Returns:
         The simulation.
@@ -72,8 +74,9 @@ def simulate(source: SourceModel) -> Simulation:
     if found:
         RaiseOpsetPass()(model)
         RemoveIdentityPass()(model)
-        FoldPass()(model)
-        fuse(model)
+        if not as_written:
+            FoldPass()(model)
+            fuse(model)
         common.RemoveUnusedNodesPass()(model)
     widen = WidenPass(fuse.inside)
     widen(model)
