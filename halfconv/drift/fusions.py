@@ -70,18 +70,18 @@ def _only_reader(value: ir.Value, *ops: str) -> ir.Node | None:
     return readers[0] if len(readers) == 1 and _is(readers[0], *ops) else None
 
 
-def _number(value: ir.Value | None) -> float | None:
-    """Return a scalar constant."""
+def _number(value: ir.Value | None, rank: int | None = None) -> float | None:
+    """Return a constant of one element, which has at most some number of axes."""
     found = _past_casts(value)
     if found is None or not found.is_initializer() or found.is_graph_input() or found.const_value is None:
         return None
-    if found.const_value.size != 1:
+    if found.const_value.size != 1 or (rank is not None and found.const_value.shape.rank() > rank):
         return None
     return float(found.const_value.numpy().astype("float64").reshape(-1)[0])
 
 
 def _close(value: ir.Value | None, wanted: float) -> bool:
-    number = _number(value)
+    number = _number(value, 1)
     return number is not None and abs(number - wanted) <= 2e-3 * abs(wanted)
 
 
@@ -226,7 +226,7 @@ def _quick_gelu(sigmoid: ir.Node) -> Fused | None:
         return None
     if len(list(inner.uses())) != 1 or inner.is_graph_output():
         return None
-    alpha = _number(next((value for value in scale.inputs if value is not x), None))
+    alpha = _number(next((value for value in scale.inputs if value is not x), None), 1)
     return None if alpha is None else Fused(last, "QuickGelu", (x,), {"alpha": alpha})
 
 
@@ -248,9 +248,10 @@ def _scaled_matmul(node: ir.Node, opset: int) -> Inside:
 
 
 def _scale(node: ir.Node) -> float | None:
-    """Return the constant factor of a Mul or Div."""
-    behind = _number(node.inputs[1])
-    return behind if behind is not None or node.op_type == "Div" else _number(node.inputs[0])
+    """Return the constant factor of a Mul or Div, which adds no axes to its result."""
+    first, second = (value.shape.rank() if value is not None and value.shape is not None else None for value in node.inputs)
+    behind = _number(node.inputs[1], first)
+    return behind if behind is not None or node.op_type == "Div" else _number(node.inputs[0], second)
 
 
 def _reciprocal(node: ir.Node, opset: int) -> Inside:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.drift.simulating import Array, h, half_model, ops_of, run, same, simulated
+from tests.runtime_helpers import run as run_file
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -110,7 +111,8 @@ def layer(
         return h(rng.standard_normal(shape) * scale)
 
     return Layer(
-        op, normal(steps, batch, size), normal(directions, GATES[op] * hidden, size), normal(directions, GATES[op] * hidden, hidden),
+        op, normal(steps, batch, size),
+        normal(directions, GATES[op] * hidden, size), normal(directions, GATES[op] * hidden, hidden),
         normal(directions, 2 * GATES[op] * hidden) if bias else None, normal(directions, batch, hidden) if states else None,
         normal(directions, batch, hidden) if states and op == "LSTM" else None, direction,
     )  # fmt: skip
@@ -167,8 +169,6 @@ def test_the_first_step_is_exact(op: str) -> None:
 def test_a_state_drifts_more_than_one_rounding_of_the_whole_would(op: str) -> None:
     """What a simulation that rounds results only does not see."""
     made = layer(op, steps=40, hidden=16, size=8, scale=0.3)
-    from tests.runtime_helpers import run as run_file
-
     wide = made.model()
     for tensor in wide.graph.initializer:
         array = np.frombuffer(tensor.raw_data, np.float16).astype(np.float32)
