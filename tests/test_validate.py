@@ -137,6 +137,7 @@ def magika(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return zoo.model("magika"), path
 
 
+@pytest.mark.slow
 def test_magika_of_onnxruntimes_converter_fails_with_no_file_right(magika: tuple[Path, Path]) -> None:
     samples = labelled("magika")
     report = halfconv.validate(*magika, samples=samples)
@@ -153,6 +154,7 @@ def test_magika_of_onnxruntimes_converter_fails_with_no_file_right(magika: tuple
     to_json(report)
 
 
+@pytest.mark.slow
 def test_magika_passes_on_the_cpu_provider_which_hides_rounding(magika: tuple[Path, Path]) -> None:
     report = halfconv.validate(*magika, samples=labelled("magika"), on="cpu")
     assert report.passed
