@@ -49,7 +49,8 @@ def half_model(
     for name, value in (weights or {}).items():
         array = np.asarray(value)
         if array.dtype.kind == "f":
-            data = array.astype(np.float32).astype(numpy_type)
+            with np.errstate(over="ignore"):
+                data = array.astype(np.float32).astype(numpy_type)
             made.append(helper.make_tensor(name, kind, data.shape, data.tobytes(), raw=True))
         else:
             made.append(numpy_helper.from_array(array, name))
