@@ -100,7 +100,10 @@ def support(domain: str, op_type: str, signature: Signature, variables: frozense
     letter = _LETTER[to]
     package, table = _table()
     key = f"{'' if domain == 'ai.onnx' else domain}::{op_type}"
-    entries = [types for first, last, types in table.get(key, ()) if _serves(first, last, signature.since)]
+    listed = table.get(key, ())
+    entries = [types for first, last, types in listed if _serves(first, last, signature.since)]
+    # Of a version that CUDA has no kernel for in any type, the CPU provider runs both precisions: half needs fewer Casts around it.
+    entries = entries or [types for first, last, types in listed if first <= signature.since <= last]
     if not entries:
         if signature.is_function:
             return Support(variables, mixed=False)

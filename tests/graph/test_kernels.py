@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from halfconv.graph.kernels import NO_CPU_HALF, Support, combining, support, table_source
+from halfconv.graph.kernels import NO_CPU_HALF, Support, combining, on_cuda, support, table_source
 from halfconv.graph.schema import signature
 
 FP16, BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
@@ -75,3 +75,20 @@ def test_scattering_that_combines_is_not_for_half(op: str, reduction: str | None
 
 def test_a_foreign_operator_of_the_same_name_is_not_meant() -> None:
     assert not combining(ir.node("ScatterND", [], {"reduction": "add"}, domain="my.domain"))
+
+
+def test_a_kernel_without_an_upper_version_serves_its_first_version_only() -> None:
+    """Seen on an H100: ELU of opset 6 runs on CUDA, ELU of opset 22 on the CPU provider."""
+    assert on_cuda("", "Elu", 6, ir.DataType.FLOAT16)
+    assert not on_cuda("", "Elu", 22, ir.DataType.FLOAT16)
+    assert on_cuda("", "LeakyRelu", 6, ir.DataType.FLOAT16)
+    assert not on_cuda("", "Elu", 6, ir.DataType.BFLOAT16)
+    assert not on_cuda("", "GridSample", 16, ir.DataType.FLOAT16)
+
+
+def test_what_only_the_cpu_runs_may_be_half_all_the_same() -> None:
+    """In either precision the CPU provider runs it, and half needs fewer Casts around it."""
+    found = signature("", "MaxPool", 22)
+    assert found is not None
+    assert not on_cuda("", "MaxPool", 22, ir.DataType.FLOAT16)
+    assert support("", "MaxPool", found, frozenset({"T"}), ir.DataType.FLOAT16).half == {"T"}
