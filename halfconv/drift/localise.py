@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from halfconv.drift.branches import TakeBranchesPass, Taken, taken_branches
 from halfconv.drift.builder import Builder
 from halfconv.drift.evaluate import evaluate_model
 from halfconv.drift.measure import OPSET, ZEROED_LIMIT, PairSums, glance, measure
@@ -22,6 +23,7 @@ from halfconv.drift.origins import Origin, Origins
 from halfconv.drift.report import LayerDrift
 from halfconv.drift.simulate import Simulation
 from halfconv.graph.lift import lift
+from halfconv.graph.prepare import sweep
 from halfconv.samples import Sample
 
 __all__ = ["first_bad", "localise"]
@@ -57,11 +59,11 @@ def localise(
     *,
     everything: bool = True,
 ) -> tuple[LayerDrift, ...]:
-    """Compare every FP32 value of the main graph that both models have under one name.
+    """Compare every FP32 value of the main graph, and of branches taken, that both models have under one name.
 
     Args:
         models: Gives the FP32 reference, prepared, and the candidate's simulation; both are used up, and asked for again.
-        samples: Samples; iterated three times at most.
+        samples: Samples; iterated several times.
         made: Where the candidate's values come from.
         scopes: Where the reference's values come from: exporters' scopes, which converters may drop.
         label: What messages call the candidate.
@@ -73,23 +75,27 @@ def localise(
     Raises:
         InputError: The joined graph cannot be run.
     """
-    half, sums = _measured(models, samples, label, None)
+    taken = taken_branches(lambda: models()[0], samples)
+    half, sums = _measured(models, samples, label, None, taken)
     closer = [name for name, found in sums.items() if found.suspicious]
     parts = [closer] if everything else [closer[:FIRST], closer[FIRST:]]
     for part in parts:
         if not part:
             break
-        sums |= _measured(models, samples, label, set(part))[1]
+        sums |= _measured(models, samples, label, set(part), taken)[1]
         layers = tuple(_layers(sums, half, made, scopes))
-        if any(layer.verdict for layer in layers if layer.value in part):
+        if any(layer.verdict for layer, name in zip(layers, sums, strict=True) if name in part):
             return layers
     return tuple(_layers(sums, half, made, scopes))
 
 
 def _measured(
-    models: Callable[[], tuple[ir.Model, Simulation]], samples: Iterable[Sample], label: str, closer: set[str] | None
+    models: Callable[[], tuple[ir.Model, Simulation]], samples: Iterable[Sample], label: str, closer: set[str] | None, taken: Taken
 ) -> tuple[dict[str, ir.DataType], dict[str, PairSums]]:
     reference, simulation = models()
+    for model in (reference, simulation.model):
+        if TakeBranchesPass(taken)(model).modified:
+            sweep(model)
     joined = _join(reference, simulation.model, closer)
     if joined is None or not joined.pairs:
         return {}, {}
@@ -192,7 +198,7 @@ def _comparable(ours: ir.Value, theirs: ir.Value) -> bool:
 
 def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origins, scopes: Origins) -> Iterator[LayerDrift]:
     for name, found in sums.items():
-        origin = made.get(name) or scopes.get(name) or Origin("", "", "", ())
+        origin = made.get(name) or scopes.get(name) or Origin("", "", "", "", ())
         to = half.get(name)
         if origin.op == "Cast" and name in scopes:  # which a converter put behind the node that makes the value
             to = to or next((half[read] for read in origin.reads if read in half), None)
@@ -201,10 +207,10 @@ def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origi
         before = [sums[read].rel_l2 for read in origin.reads if read in sums]
         drift = found.rel_l2
         added = max(0.0, drift - max(before, default=0.0)) if math.isfinite(drift) else math.inf
-        if math.isinf(drift) and any(math.isinf(value) for value in before):
-            added = 0.0
+        if origin.op == "If" or (math.isinf(drift) and any(math.isinf(value) for value in before)):
+            added = 0.0  # it arose inside the branch, or before
         yield LayerDrift(
-            value=name,
+            value=scopes.get(name, origin).id or name,
             node=origin.node,
             op=origin.op,
             scope=scope,

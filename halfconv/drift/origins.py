@@ -19,12 +19,14 @@ class Origin:
     """Where a value of a model comes from.
 
     Attributes:
+        id: The value's id: its name, behind its place if it is inside a branch or body.
         node: Id of the node that makes it.
         op: Its operator.
         scope: The exporter's module path; "" if unknown.
         reads: Names of the values that the node reads, Casts looked through.
     """
 
+    id: str
     node: str
     op: str
     scope: str
@@ -35,19 +37,19 @@ Origins = dict[str, Origin]
 
 
 def origins(model: ir.Model) -> Origins:
-    """Describe the values of a model's main graph; call it before the model is changed.
+    """Describe the values of a model, in all scopes; call it before the model is changed.
 
     Args:
         model: A loaded model.
     """
     names = Names.of(model)
     found: Origins = {}
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         scope = next((node.metadata_props[key] for key in SCOPES if node.metadata_props.get(key)), "")
         reads = tuple(_source(value).name or "" for value in node.inputs if value is not None)
         for output in node.outputs:
-            if output.name:
-                found[output.name] = Origin(names.node[node], node.op_type, _readable(scope), reads)
+            if output.name and output.name not in found:
+                found[output.name] = Origin(names.value[output], names.node[node], node.op_type, _readable(scope), reads)
     return found
 
 

@@ -57,7 +57,7 @@ class WidenPass(ir.passes.InPlacePass):
         inside: Values that never leave a fused kernel: they are not rounded.
 
     Attributes:
-        half: Name of each value of the main graph that was half -> its format.
+        half: Name of each value that was half, in all scopes -> its format.
     """
 
     def __init__(self, inside: Collection[ir.Value] = ()):
@@ -82,7 +82,7 @@ class WidenPass(ir.passes.InPlacePass):
             for value in _values(graph):
                 if value.type is not None and value.dtype in HALF_TYPES:
                     self._half[value] = value.dtype
-                    if graph is model.graph and value.name:
+                    if value.name:
                         self.half[value.name] = value.dtype
         if not self._half:
             return ir.passes.PassResult(model, modified=False)

@@ -28,6 +28,7 @@ __all__ = [
     "ShareWeightsPass",
     "UniqueNamesPass",
     "prepare",
+    "sweep",
 ]
 
 
@@ -81,7 +82,7 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
         common.TopologicalSortPass()(model)
     except Exception:
         raise InputError(f"{label}: the graph has a cycle", "export it again") from None
-    _sweep(model)
+    sweep(model)
     # The pass reports a failure by a logged traceback; a model that it cannot infer is planned with the types it declares.
     logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.CRITICAL)
     # onnx-ir cannot hold maps, which inference finds behind ZipMap: such a model keeps the shapes it declares.
@@ -94,12 +95,12 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
         cancelled(model)
         if cancelled.count:
             done.fusions["Sqrt, Pow"] = cancelled.count
-            _sweep(model)
+            sweep(model)
         fused = FuseLayerNormPass()
         fused(model)
         if fused.count:
             done.fusions["LayerNormalization"] = fused.count
-            _sweep(model)
+            sweep(model)
         pooled = PoolMeanPass()
         pooled(model)
         if pooled.count:
@@ -118,8 +119,8 @@ def _check_operators(model: ir.Model, label: str) -> None:
             )
 
 
-def _sweep(model: ir.Model) -> None:
-    """Remove what nobody reads."""
+def sweep(model: ir.Model) -> None:
+    """Remove what nobody reads, and what only such nodes read."""
     DetachDeadGraphsPass()(model)
     common.RemoveUnusedNodesPass()(model)
 
