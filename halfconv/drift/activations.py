@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.drift.builder import Builder
+from halfconv.drift.builder import Builder, first, given
 
 __all__ = [
     "bias_gelu",
     "elu",
     "fast_gelu",
-    "first",
     "gelu",
     "gelu_bf16",
     "hard_sigmoid",
@@ -24,13 +23,6 @@ __all__ = [
     "softplus",
     "softsign",
 ]
-
-
-def first(node: ir.Node, index: int = 0) -> ir.Value:
-    """Return a node's input, which must be there."""
-    value = node.inputs[index]
-    assert value is not None
-    return value
 
 
 def elu(b: Builder, node: ir.Node) -> list[ir.Value]:
@@ -108,8 +100,8 @@ def gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
 def fast_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
     """Write GELU by tanh, behind a bias."""
     x = first(node)
-    biased = len(node.inputs) > 1 and node.inputs[1] is not None
-    return [_tanh_gelu(b, b.half("Add", x, first(node, 1)) if biased else x)]
+    bias = given(node, 1)
+    return [_tanh_gelu(b, b.half("Add", x, bias) if bias is not None else x)]
 
 
 def bias_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:

@@ -12,19 +12,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.drift.activations import first
-from halfconv.drift.builder import Builder
+from halfconv.drift.builder import MS, Builder, first, given, i64
 
 __all__ = ["contrib_attention", "is_plain_contrib", "is_plain_multi_head", "is_plain_onnx", "multi_head", "onnx_attention"]
 
-MS = "com.microsoft"
 LOWEST = np.float32(-3e38)
 #: Size of a head below which ONNX Runtime's masked attention is not fused.
 SMALL_HEAD = 16
-
-
-def _given(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if len(node.inputs) > index else None
 
 
 def _only(node: ir.Node, inputs: tuple[int, ...], attributes: tuple[str, ...]) -> bool:
@@ -32,10 +26,6 @@ def _only(node: ir.Node, inputs: tuple[int, ...], attributes: tuple[str, ...]) -
     more = any(value is not None and index not in inputs for index, value in enumerate(node.inputs))
     set_ = any(name in node.attributes and node.attributes[name].value not in (0, 0.0) for name in attributes)
     return not more and not set_ and len([output for output in node.outputs if output.name]) == 1
-
-
-def _i64(*numbers: int) -> Any:
-    return np.array(numbers, np.int64)
 
 
 def _flash(
@@ -57,15 +47,17 @@ def _flash(
 
 def _split_heads(b: Builder, x: ir.Value, heads: int) -> ir.Value:
     """[batch, length, heads · size] → [batch, heads, length, size]."""
-    return b.wide("Transpose", b.wide("Reshape", x, b.constant(_i64(0, 0, heads, -1))), perm=[0, 2, 1, 3])
+    return b.wide("Transpose", b.wide("Reshape", x, b.constant(i64(0, 0, heads, -1))), perm=[0, 2, 1, 3])
 
 
 def _join_heads(b: Builder, x: ir.Value) -> ir.Value:
-    return b.wide("Reshape", b.wide("Transpose", x, perm=[0, 2, 1, 3]), b.constant(_i64(0, 0, -1)))
+    return b.wide("Reshape", b.wide("Transpose", x, perm=[0, 2, 1, 3]), b.constant(i64(0, 0, -1)))
 
 
-def _inverse_root(b: Builder, q: ir.Value) -> ir.Value:
-    """1 / sqrt(size of a head), from the shape at run time."""
+def _scale(b: Builder, node: ir.Node, q: ir.Value) -> ir.Value | float:
+    """Return a node's scale; by default 1 / sqrt(size of a head), from the shape at run time."""
+    if scale := node.attributes.get_float("scale", 0.0):
+        return scale
     shape = b.typed(ir.DataType.INT64, "Shape", q)
     size = b.typed(ir.DataType.INT64, "Gather", shape, b.constant(np.int64(3)))
     return b.wide("Reciprocal", b.wide("Sqrt", b.wide("Cast", size, to=ir.DataType.FLOAT.value)))
@@ -81,8 +73,7 @@ def multi_head(b: Builder, node: ir.Node) -> list[ir.Value]:
     """Write com.microsoft.MultiHeadAttention."""
     heads = node.attributes.get_int("num_heads", 1)
     q, k, v = (_split_heads(b, first(node, index), heads) for index in range(3))
-    scale = node.attributes.get_float("scale", 0.0) or _inverse_root(b, q)
-    return [_join_heads(b, _flash(b, q, k, v, scale, _given(node, 5)))]
+    return [_join_heads(b, _flash(b, q, k, v, _scale(b, node, q), given(node, 5)))]
 
 
 def is_plain_onnx(node: ir.Node) -> bool:
@@ -108,7 +99,7 @@ def _fused(node: ir.Node) -> bool:
     if len(sizes) < 2 or not all(isinstance(size, int) for size in sizes):
         return True
     small = isinstance(sizes[0], int) and sizes[0] // heads < SMALL_HEAD
-    return sizes[0] == sizes[1] and not (small and _given(node, 3) is not None)
+    return sizes[0] == sizes[1] and not (small and given(node, 3) is not None)
 
 
 def onnx_attention(b: Builder, node: ir.Node) -> list[ir.Value]:
@@ -117,11 +108,10 @@ def onnx_attention(b: Builder, node: ir.Node) -> list[ir.Value]:
     q, k, v = (first(node, index) for index in range(3))
     if heads:
         q, k, v = (_split_heads(b, value, heads) for value in (q, k, v))
-    bias = _given(node, 3)
+    bias = given(node, 3)
     if bias is not None and bias.dtype == ir.DataType.BOOL:
         bias = b.where(bias, 0.0, b.constant(np.float32(-np.inf)))
-    scale = node.attributes.get_float("scale", 0.0) or _inverse_root(b, q)
-    result = _flash(b, q, k, v, scale, bias, fused=_fused(node))
+    result = _flash(b, q, k, v, _scale(b, node, q), bias, fused=_fused(node))
     return [_join_heads(b, result) if heads else result]
 
 
@@ -130,7 +120,7 @@ def is_plain_contrib(node: ir.Node) -> bool:
     odd = ("qkv_hidden_sizes", "past_present_share_buffer", "do_rotary")
     if not _only(node, (0, 1, 2, 3), odd) or "qkv_hidden_sizes" in node.attributes:
         return False
-    mask, x = _given(node, 3), first(node).shape
+    mask, x = given(node, 3), first(node).shape
     if mask is None:
         return True
     # MultiHeadAttention takes no mask of start and end positions, and none of rank 4.
@@ -141,15 +131,15 @@ def is_plain_contrib(node: ir.Node) -> bool:
 
 def contrib_attention(b: Builder, node: ir.Node) -> list[ir.Value]:
     """Write com.microsoft.Attention: queries, keys and values are rounded, then as MultiHeadAttention."""
-    projected, bias = b.half("MatMul", first(node), first(node, 1)), _given(node, 2)
+    projected, bias = b.half("MatMul", first(node), first(node, 1)), given(node, 2)
     if bias is not None:
         projected = b.half("Add", projected, bias)
     parts: dict[str, Any] = {"num_outputs": 3} if b.opset >= 18 else {}
     q, k, v = b.several("Split", [projected], 3, axis=-1, **parts)
-    mask, heads = _given(node, 3), node.attributes.get_int("num_heads", 1)
+    mask, heads = given(node, 3), node.attributes.get_int("num_heads", 1)
     if mask is None and not node.attributes.get_int("unidirectional", 0):
         q, k, v = (_split_heads(b, value, heads) for value in (q, k, v))
-        return [_join_heads(b, _flash(b, q, k, v, node.attributes.get_float("scale", 0.0) or _inverse_root(b, q), None))]
+        return [_join_heads(b, _flash(b, q, k, v, _scale(b, node, q), None))]
     kept = {name: a for name, a in node.attributes.items() if name in ("num_heads", "unidirectional", "mask_filter_value", "scale")}
     inputs = [q, k, v] + ([None, mask] if mask is not None else [])
     return [b.round(b.several("MultiHeadAttention", inputs, 1, domain=MS, **kept)[0])]

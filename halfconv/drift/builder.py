@@ -10,7 +10,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Builder", "Names", "rounded"]
+__all__ = ["MS", "Builder", "Names", "first", "given", "i64", "rounded"]
+
+#: ONNX Runtime's own domain.
+MS = "com.microsoft"
 
 FLOAT = ir.DataType.FLOAT
 
@@ -25,6 +28,23 @@ def rounded(array: Any, to: ir.DataType) -> np.ndarray[Any, np.dtype[np.float32]
     half = np.float16 if to == ir.DataType.FLOAT16 else ml_dtypes.bfloat16
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return np.asarray(array, np.float32).astype(half).astype(np.float32)
+
+
+def first(node: ir.Node, index: int = 0) -> ir.Value:
+    """Return a node's input, which must be there."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def given(node: ir.Node, index: int) -> ir.Value | None:
+    """Return a node's input, or None if it is left out."""
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
+def i64(*numbers: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return a vector of whole numbers."""
+    return np.array(numbers, np.int64)
 
 
 class Names:

@@ -113,11 +113,11 @@ def validate(
             # Accuracy that nobody asked for is given up where the labels fit no output.
             means = MetricMeans(wanted, asked=not automatic or gate.limit_of("accuracy") is not None)
             total, accumulators, worst = _run(used, ours, theirs, names, to or "fp16", means)
-        if simulation is not None and simulation.fused and all(gate.judge(accumulators[n].result(n)).passed for n in names):
+        outputs = tuple(gate.judge(accumulators[name].result(name)) for name in names)
+        if simulation is not None and simulation.fused and all(output.passed for output in outputs):
             with clock.stage("as written"):
                 warnings += _as_written(paths[1], simulation, worst, ours, gate, to)
     warnings += [SYNTHETIC] * (used.kind == "synthetic") + [CPU_HIDES] * (on == "cpu")
-    outputs = tuple(gate.judge(accumulators[name].result(name)) for name in names)
     report = DriftReport(
         reference=str(paths[0]), candidate=str(paths[1]), on=on, to=to or "fp16", samples=total, sample_kind=used.kind,
         seed=used.seed, outputs=outputs, metrics=means.result(gate.limit_of), tolerance=gate.resolved(),
@@ -238,9 +238,7 @@ def _run(
     return total, accumulators, worst
 
 
-def _as_written(
-    path: Path, simulation: Simulation, sample: Sample, ours: Evaluator, gate: Gate, to: str
-) -> list[str]:
+def _as_written(path: Path, simulation: Simulation, sample: Sample, ours: Evaluator, gate: Gate, to: str) -> list[str]:
     """Warn where only ONNX Runtime's fusions keep a sample's drift small: other runtimes may not have them."""
     names = ours.outputs
     with evaluate_simulation(simulate(load(path), as_written=True), str(path)) as theirs:

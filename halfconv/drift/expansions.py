@@ -6,7 +6,7 @@ comparison). ``b.half`` is one step that rounds; ``b.wide`` is not rounded, as t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ from halfconv.drift.activations import (
     bias_gelu,
     elu,
     fast_gelu,
-    first,
     gelu,
     gelu_bf16,
     hard_sigmoid,
@@ -37,7 +36,7 @@ from halfconv.drift.attention import (
     multi_head,
     onnx_attention,
 )
-from halfconv.drift.builder import Builder, rounded
+from halfconv.drift.builder import MS, Builder, first, given, i64, rounded
 from halfconv.drift.contrib import (
     bias_softmax,
     bias_split_gelu,
@@ -82,7 +81,7 @@ def _gemm(b: Builder, node: ir.Node) -> list[ir.Value]:
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
     turned: dict[str, Any] = {name: node.attributes.get_int(name, 0) for name in ("transA", "transB")}
     if alpha == beta == 1.0 and _has_bias(node) and _aligned(node):
-        zero = b.constant(_f32(0.0))
+        zero = b.constant(np.float32(0.0))
         return [b.half("Add", b.half("Gemm", first(node), first(node, 1), zero, **turned), first(node, 2))]
     to = b.to
     factors = {"alpha": float(rounded(alpha, to)), "beta": float(rounded(beta, to))}
@@ -94,7 +93,7 @@ def _mean(b: Builder, node: ir.Node) -> list[ir.Value]:
     attributes = {a.name: a for a in node.attributes.values()}
     inputs = [value for value in node.inputs if value is not None]
     if "axes" in attributes and b.opset >= 13:  # ReduceSum takes them as an input then
-        inputs.append(b.constant(_i64(attributes.pop("axes").as_ints())))
+        inputs.append(b.constant(i64(*attributes.pop("axes").as_ints())))
     total = b.half("ReduceSum", *inputs, **attributes)
     size = b.wide("Cast", b.typed(ir.DataType.INT64, "Size", first(node)), to=ir.DataType.FLOAT.value)
     kept = b.wide("Cast", b.typed(ir.DataType.INT64, "Size", total), to=ir.DataType.FLOAT.value)
@@ -109,7 +108,7 @@ def _instance_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
     alone = b.half("InstanceNormalization", x, first(node, 1), first(node, 2), epsilon=epsilon)
     if shape is not None and shape[0] == 1:
         return [alone]
-    column = b.constant(_i64([1, -1] + [1] * (rank - 2)))
+    column = b.constant(i64(1, -1, *[1] * (rank - 2)))
     scale, shift = (b.wide("Reshape", first(node, k), column) for k in (1, 2))
     mean = b.reduce("ReduceMean", x, list(range(2, rank)), 1)
     centred = b.wide("Sub", x, mean)
@@ -117,8 +116,8 @@ def _instance_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
     deviation = b.half("Sqrt", b.half("Add", variance, epsilon))
     scaled = b.half("Div", b.half("Mul", scale, b.half("Sub", x, b.round(mean))), deviation)
     many = b.half("Add", scaled, shift)
-    images = b.typed(ir.DataType.INT64, "Gather", b.typed(ir.DataType.INT64, "Shape", x), b.constant(_i64(0)))
-    return [b.where(b.typed(ir.DataType.BOOL, "Equal", images, b.constant(_i64(1))), alone, many)]
+    images = b.typed(ir.DataType.INT64, "Gather", b.typed(ir.DataType.INT64, "Shape", x), b.constant(np.int64(0)))
+    return [b.where(b.typed(ir.DataType.BOOL, "Equal", images, b.constant(np.int64(1))), alone, many)]
 
 
 def _constant_axis(node: ir.Node) -> bool:
@@ -143,7 +142,7 @@ def _cumsum(b: Builder, node: ir.Node) -> list[ir.Value]:
     body = ir.Graph([state, step], [after, shown], nodes=inner.nodes, name=inner.stem, opset_imports={"": b.opset})
     turned = b.wide("Transpose", x, perm=order)
     sizes = b.typed(ir.DataType.INT64, "Shape", turned)
-    rest = b.typed(ir.DataType.INT64, "Slice", sizes, *(b.constant(_i64([number])) for number in (1, rank)))
+    rest = b.typed(ir.DataType.INT64, "Slice", sizes, *(b.constant(i64(number)) for number in (1, rank)))
     start = b.wide("ConstantOfShape", rest)
     direction = [node.attributes.get_int("reverse", 0)]
     sums = b.several(
@@ -167,7 +166,7 @@ def _biased(b: Builder, node: ir.Node) -> list[ir.Value]:
     bias = first(node, 2)
     plain = b.half(node.op_type, first(node), first(node, 1), **{a.name: a for a in node.attributes.values()})
     rank = plain_rank(node)
-    column = b.wide("Reshape", bias, b.constant(_i64([1, -1] + [1] * (rank - 2))))
+    column = b.wide("Reshape", bias, b.constant(i64(1, -1, *[1] * (rank - 2))))
     return [b.half("Add", plain, column)]
 
 
@@ -181,7 +180,7 @@ def plain_rank(node: ir.Node) -> int:
 
 
 def _has_bias(node: ir.Node) -> bool:
-    return len(node.inputs) > 2 and node.inputs[2] is not None
+    return given(node, 2) is not None
 
 
 def _known_axes(node: ir.Node) -> bool:
@@ -206,39 +205,24 @@ def _is_tanh(node: ir.Node) -> bool:
     return node.attributes.get_string("approximate", "none") == "tanh"
 
 
-def _given(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if len(node.inputs) > index else None
-
-
 def _skip_layer_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
     """The bias and the skip are added in half; the norm is FP32 inside."""
     simplified = node.op_type.startswith("SkipSimplified")
-    total, bias = first(node), _given(node, 3 if simplified else 4)
+    total, bias = first(node), given(node, 3 if simplified else 4)
     if bias is not None:
         total = b.half("Add", total, bias)
     total = b.half("Add", total, first(node, 1))
     epsilon = node.attributes.get_float("epsilon", 1e-12)
-    beta = None if simplified else _given(node, 3)
+    beta = None if simplified else given(node, 3)
     operator = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
     inputs = [total, first(node, 2), *([beta] if beta is not None else [])]
     result = b.half(operator, *inputs, axis=-1, epsilon=epsilon)
-    unused = b.constant(_f32(0.0))
+    unused = b.constant(np.float32(0.0))
     return [result, unused, unused, total][: len(node.outputs)]
 
 
 def _always(node: ir.Node) -> bool:
     return True
-
-
-def _f32(value: float) -> np.float32:
-    return np.float32(value)
-
-
-def _i64(value: int | Sequence[int]) -> Any:
-    return np.asarray(value, np.int64)
-
-
-MS = "com.microsoft"
 
 
 class Expansion(NamedTuple):
