@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from halfconv.drift.builder import rounded
 from halfconv.drift.kernels import HALF_TYPES
+from halfconv.graph.typegroups import is_weight
 
 __all__ = ["FoldPass", "RemoveIdentityPass"]
 
@@ -80,7 +81,7 @@ class FoldPass(ir.passes.InPlacePass):
 
 
 def _constant(value: ir.Value | None) -> Array | None:
-    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
+    if value is None or not is_weight(value) or value.const_value is None:
         return None
     return value.const_value.numpy().astype(np.float32) if value.dtype in HALF_TYPES else None
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from halfconv.drift.kernels import HALF_TYPES
+from halfconv.graph.fuse import put_in_place
+from halfconv.graph.reductions import over_last
+from halfconv.graph.typegroups import is_weight, past_casts
 
 __all__ = ["INSIDE", "REPLACED", "FusePass"]
 
@@ -41,16 +44,8 @@ def _is(node: ir.Node | None, *ops: str) -> bool:
     return node is not None and node.op_type in ops and node.domain in ("", "ai.onnx")
 
 
-def _past_casts(value: ir.Value | None) -> ir.Value | None:
-    """Return what a chain of Casts was given."""
-    while value is not None and _is(node := value.producer(), "Cast"):
-        assert node is not None
-        value = node.inputs[0]
-    return value
-
-
 def _made_by(value: ir.Value | None, *ops: str) -> ir.Node | None:
-    found = _past_casts(value)
+    found = past_casts(value)
     node = found.producer() if found is not None else None
     return node if _is(node, *ops) else None
 
@@ -72,8 +67,8 @@ def _only_reader(value: ir.Value, *ops: str) -> ir.Node | None:
 
 def _number(value: ir.Value | None, rank: int | None = None) -> float | None:
     """Return a constant of one element, which has at most some number of axes."""
-    found = _past_casts(value)
-    if found is None or not found.is_initializer() or found.is_graph_input() or found.const_value is None:
+    found = past_casts(value)
+    if found is None or not is_weight(found) or found.const_value is None:
         return None
     if found.const_value.size != 1 or (rank is not None and found.const_value.shape.rank() > rank):
         return None
@@ -91,24 +86,9 @@ def _with_constant(node: ir.Node, wanted: float) -> ir.Value | None:
     return first if _close(second, wanted) else second if _close(first, wanted) else None
 
 
-def _over_last(mean: ir.Node) -> bool:
-    """Tell whether a mean is over the last axis, which stays."""
-    if mean.attributes.get_int("keepdims", 1) != 1:
-        return False
-    if "axes" in mean.attributes:
-        axes = [int(axis) for axis in mean.attributes["axes"].as_ints()]
-    else:
-        given = mean.inputs[1] if len(mean.inputs) > 1 else None
-        if given is None or given.const_value is None or given.is_graph_input():
-            return False
-        axes = [int(axis) for axis in given.const_value.numpy().reshape(-1)]
-    shape = mean.inputs[0].shape if mean.inputs[0] is not None else None
-    return axes == [-1] or (shape is not None and axes == [shape.rank() - 1])
-
-
 def _has_vector(node: ir.Node, value: ir.Value) -> bool:
     """Tell whether the input beside a value has one axis."""
-    others = [other.shape for other in node.inputs if other is not None and _past_casts(other) is not _past_casts(value)]
+    others = [other.shape for other in node.inputs if other is not None and past_casts(other) is not past_casts(value)]
     return any(shape is not None and shape.rank() == 1 for shape in others)
 
 
@@ -133,12 +113,12 @@ def _layer_norm(div: ir.Node, opset: int) -> Inside:
     shifted = _only_reader(scaled.outputs[0], "Add") if scaled is not None else None
     if variance is None or square is None or mean is None or scaled is None or shifted is None or epsilon <= 0:
         return []
-    if not (_over_last(mean) and _over_last(variance)) or _past_casts(mean.inputs[0]) is not _past_casts(sub.inputs[0]):
+    if not (over_last(mean) and over_last(variance)) or past_casts(mean.inputs[0]) is not past_casts(sub.inputs[0]):
         return []
     if not _has_vector(scaled, div.outputs[0]) or not _has_vector(shifted, scaled.outputs[0]):
         return []
     other = _made_by(square.inputs[0], "Sub")
-    if _number(square.inputs[1]) != 2.0 or other is None or _past_casts(other.inputs[0]) is not _past_casts(sub.inputs[0]):
+    if _number(square.inputs[1]) != 2.0 or other is None or past_casts(other.inputs[0]) is not past_casts(sub.inputs[0]):
         return []
     chain = [(mean, sub, other), (sub, div, square), (other, div, square)]
     chain += [(square, variance, variance), (variance, add, add), (add, root, root), (root, div, div)]
@@ -162,7 +142,7 @@ def _rms_norm(div: ir.Node, opset: int) -> Inside:
         return []
     if epsilon <= 0:  # an epsilon that is zero in half is removed before norms are fused
         return []
-    if _past_casts(power.inputs[0]) is not _past_casts(div.inputs[0]) or not _over_last(mean):
+    if past_casts(power.inputs[0]) is not past_casts(div.inputs[0]) or not over_last(mean):
         return []
     if not _has_vector(scaled, div.outputs[0]):
         return []
@@ -348,25 +328,12 @@ class FusePass(ir.passes.InPlacePass):
             for name, find in REPLACED:
                 found = find(node) if node.graph is not None else None
                 if found is not None and found.last.outputs[0].dtype in HALF_TYPES and found.last.graph is node.graph:
-                    _replace(found)
+                    fused = ir.node(found.op, list(found.inputs), found.attributes or {}, domain="com.microsoft")
+                    put_in_place(fused, found.last)
                     model.opset_imports.setdefault("com.microsoft", 1)
                     self.counts[name] = self.counts.get(name, 0) + 1
                     changed = True
         return ir.passes.PassResult(model, modified=changed)
-
-
-def _replace(found: Fused) -> None:
-    """Put the fused operator in the place of the last of its parts; the others stay if something else reads them."""
-    output, graph = found.last.outputs[0], found.last.graph
-    assert graph is not None
-    node = ir.node(found.op, list(found.inputs), found.attributes or {}, domain="com.microsoft", name=found.last.name)
-    result = node.outputs[0]
-    result.type, result.shape = output.type, output.shape
-    found.last.append(node)
-    name = output.name
-    output.replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove(found.last, safe=True)
-    result.name = name
 
 
 def _through_casts(values: Inside) -> Iterator[ir.Value]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from halfconv.graph.names import Names
+from halfconv.graph.typegroups import past_casts
 
 __all__ = ["Origin", "Origins", "origins"]
 
@@ -46,7 +47,7 @@ def origins(model: ir.Model) -> Origins:
     found: Origins = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         scope = next((node.metadata_props[key] for key in SCOPES if node.metadata_props.get(key)), "")
-        reads = tuple(_source(value).name or "" for value in node.inputs if value is not None)
+        reads = tuple((past_casts(value) or value).name or "" for value in node.inputs if value is not None)
         for output in node.outputs:
             if output.name and output.name not in found:
                 found[output.name] = Origin(names.value[output], names.node[node], node.op_type, _readable(scope), reads)
@@ -59,12 +60,3 @@ def _readable(scope: str) -> str:
         parts = [part.strip(" '\"[]") for part in scope.split(",")]
         return next((part for part in reversed(parts[:-1] or parts) if part), "")
     return scope
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """Look through Casts."""
-    node = value.producer()
-    while node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value

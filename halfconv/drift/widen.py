@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from halfconv.drift.builder import Builder, Names, rounded
 from halfconv.drift.expansions import Expansion, expansion_of
 from halfconv.drift.functions import FIRST_OPSET
 from halfconv.drift.kernels import HALF_TYPES, is_exact
+from halfconv.graph.names import values_of
 from halfconv.graph.schema import DTYPE_ATTRIBUTES
 
 __all__ = ["WidenPass"]
@@ -74,12 +75,12 @@ class WidenPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        self._names = Names(value.name for graph in model.graphs() for value in _values(graph))
+        self._names = Names(value.name for graph in model.graphs() for value in values_of(graph))
         for graph in model.graphs():
             for value in graph.initializers.values():
                 if value.const_value is not None and value.const_value.dtype in HALF_TYPES:
                     value.type = ir.TensorType(value.const_value.dtype)  # whatever an output of that name is said to be
-            for value in _values(graph):
+            for value in values_of(graph):
                 if value.type is not None and value.dtype in HALF_TYPES:
                     self._half[value] = value.dtype
                     if value.name:
@@ -207,13 +208,6 @@ class WidenPass(ir.passes.InPlacePass):
         name = value.name
         value.name, up.outputs[0].name = self._names.value(f"{name}/unrounded"), name
         node.append((down, up))
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from (value for value in graph.initializers.values() if not value.is_graph_input())
-    for node in graph:
-        yield from node.outputs
 
 
 def _widen_attributes(node: ir.Node) -> None:

@@ -5,13 +5,15 @@ LayerNormalization computes its statistics in FP32 inside one kernel, so a fused
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from halfconv.graph.lift import lift
-from halfconv.graph.reductions import axes_of
+from halfconv.graph.reductions import axes_of, over_last
 from halfconv.graph.typegroups import is_float, is_weight
 
-__all__ = ["CancelRootPass", "FuseLayerNormPass", "PoolMeanPass"]
+__all__ = ["CancelRootPass", "FuseLayerNormPass", "PoolMeanPass", "put_in_place"]
 
 
 def _scalar(value: ir.Value | None) -> float | None:
@@ -29,18 +31,6 @@ def _is(node: ir.Node | None, op_type: str, graph: ir.Graph | None) -> bool:
     return node is not None and node.op_type == op_type and not node.domain and node.graph is graph
 
 
-def _mean_over_last(node: ir.Node) -> bool:
-    value = node.inputs[0]
-    rank = value.shape.rank() if value is not None and value.shape is not None else None
-    axes = axes_of(node)
-    return (
-        axes is not None
-        and len(axes) == 1
-        and (axes[0] == -1 or (rank is not None and axes[0] == rank - 1))
-        and (node.attributes.get_int("keepdims", 1) == 1)
-    )
-
-
 def _is_square(node: ir.Node | None) -> bool:
     if node is None or node.domain or len(node.inputs) < 2:
         return False
@@ -55,6 +45,24 @@ def _never_negative(value: ir.Value | None) -> bool:
     if node is not None and node.op_type == "Add" and not node.domain:
         return all(_never_negative(part) for part in node.inputs)
     return _is_square(node)
+
+
+def put_in_place(node: ir.Node, last: ir.Node, parts: Sequence[ir.Node] = ()) -> None:
+    """Put a node of one output in the place of a pattern's last node; the output keeps its name, type and shape.
+
+    Args:
+        node: The new node, in no graph yet.
+        last: The node whose output it makes.
+        parts: Nodes before it that go as well, readers first.
+    """
+    output, result, graph = last.outputs[0], node.outputs[0], last.graph
+    assert graph is not None
+    result.type, result.shape = output.type, output.shape
+    last.append(node)
+    node.name, name = last.name, output.name
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    graph.remove([last, *parts], safe=True)
+    result.name = name
 
 
 class CancelRootPass(ir.passes.InPlacePass):
@@ -108,14 +116,7 @@ class PoolMeanPass(ir.passes.InPlacePass):
             rank, axes = value.shape.rank(), axes_of(node)
             if axes is None or rank not in (4, 5) or {axis % rank for axis in axes} != set(range(2, rank)):
                 continue
-            pool = ir.node("GlobalAveragePool", [value], name=node.name, metadata_props=dict(node.metadata_props))
-            output, graph = node.outputs[0], node.graph
-            assert graph is not None
-            pool.outputs[0].shape, pool.outputs[0].type, name = output.shape, output.type, output.name
-            node.append(pool)
-            output.replace_all_uses_with(pool.outputs[0], replace_graph_outputs=True)
-            graph.remove(node, safe=True)
-            pool.outputs[0].name = name
+            put_in_place(ir.node("GlobalAveragePool", [value], metadata_props=dict(node.metadata_props)), node)
             self.count += 1
         return ir.passes.PassResult(model, modified=bool(self.count))
 
@@ -142,33 +143,15 @@ class FuseLayerNormPass(ir.passes.InPlacePass):
             # Matched again: the input of this norm may be the output of one that was just replaced.
             again = _match(next(node for node in match[0] if node.op_type == "Div"))
             if again is not None:
-                self._replace(*again)
+                nodes, x, scale, bias, epsilon = again
+                last, properties = nodes[-1], dict(nodes[-1].metadata_props)
+                norm = ir.node("LayerNormalization", [x, scale, bias], {"axis": -1, "epsilon": epsilon}, metadata_props=properties)
+                put_in_place(norm, last, nodes[-2::-1])
                 self.count += 1
         return ir.passes.PassResult(model, modified=bool(found))
 
-    @staticmethod
-    def _replace(nodes: list[ir.Node], x: ir.Value, scale: ir.Value, bias: ir.Value, epsilon: float, output: ir.Value) -> None:
-        last = nodes[-1]
-        norm = ir.node(
-            "LayerNormalization",
-            [x, scale, bias],
-            {"axis": -1, "epsilon": epsilon},
-            name=last.name,
-            metadata_props=dict(last.metadata_props),
-        )
-        graph = last.graph
-        assert graph is not None
-        last.append(norm)
-        result = norm.outputs[0]
-        result.shape, result.type = output.shape, output.type
-        name = output.name
-        output.replace_all_uses_with(result, replace_graph_outputs=True)
-        graph.remove(list(reversed(nodes)), safe=True)
-        result.name = name
-        norm.name = last.name
 
-
-def _match(div: ir.Node) -> tuple[list[ir.Node], ir.Value, ir.Value, ir.Value, float, ir.Value] | None:
+def _match(div: ir.Node) -> tuple[list[ir.Node], ir.Value, ir.Value, ir.Value, float] | None:
     """Match from the division: its numerator is centred, its denominator is the root of the mean square plus epsilon."""
     if div.op_type != "Div" or div.domain or len(div.inputs) != 2:
         return None
@@ -202,7 +185,7 @@ def _match(div: ir.Node) -> tuple[list[ir.Node], ir.Value, ir.Value, ir.Value, f
         if mean is None or not _is(mean, "ReduceMean", graph) or sub.inputs[0] is not x or mean.inputs[0] is not x:
             return None
         means.append(mean)
-    if x is None or not is_float(x) or not all(_mean_over_last(mean) for mean in (*means, mean_square)):
+    if x is None or not is_float(x) or not all(over_last(mean) for mean in (*means, mean_square)):
         return None
     mul = _only_reader(div.outputs[0])
     bias_add = _only_reader(mul.outputs[0]) if mul is not None and _is(mul, "Mul", graph) else None
@@ -216,7 +199,7 @@ def _match(div: ir.Node) -> tuple[list[ir.Node], ir.Value, ir.Value, ir.Value, f
     for node in inside[:-1]:
         if any(use.node not in inside for use in node.outputs[0].uses()) or node.outputs[0].is_graph_output():
             return None
-    return inside, x, scale, bias, epsilon, bias_add.outputs[0]
+    return inside, x, scale, bias, epsilon
 
 
 def _is_vector(value: ir.Value, x: ir.Value) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-__all__ = ["Names", "Scope", "subgraphs"]
+__all__ = ["Names", "Scope", "subgraphs", "values_of"]
 
 
 def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
@@ -24,6 +24,12 @@ def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
         elif attribute.type == ir.AttributeType.GRAPHS:
             for index, graph in enumerate(attribute.as_graphs()):
                 yield f"{attribute.name}[{index}]", graph
+
+
+def values_of(graph: ir.Graph) -> list[ir.Value]:
+    """Return what a graph defines: inputs, other initializers and node outputs, subgraphs' values not among them."""
+    outputs = [output for node in graph for output in node.outputs]
+    return [*graph.inputs, *(v for v in graph.initializers.values() if not v.is_graph_input()), *outputs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 from halfconv.errors import InputError, UnsupportedModel
 from halfconv.graph.fuse import CancelRootPass, FuseLayerNormPass, PoolMeanPass
 from halfconv.graph.lift import LiftClipPass
-from halfconv.graph.names import subgraphs
+from halfconv.graph.names import subgraphs, values_of
 from halfconv.graph.schema import signature
 from halfconv.graph.typegroups import is_weight
 from halfconv.graph.validate import check_functions, check_nodes
@@ -141,12 +141,12 @@ class UniqueNamesPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        taken = {v.name for graph in model.graphs() for v in _values(graph)}
+        taken = {v.name for graph in model.graphs() for v in values_of(graph)}
         return ir.passes.PassResult(model, modified=self._visit(model.graph, {}, taken))
 
     def _visit(self, graph: ir.Graph, outer: dict[str, ir.Value], taken: set[str | None]) -> bool:
         changed = False
-        for value in _values(graph):
+        for value in values_of(graph):
             hidden = outer.get(value.name or "")
             if hidden is None:
                 continue
@@ -163,16 +163,11 @@ class UniqueNamesPass(ir.passes.InPlacePass):
                 number += 1
             value.name = f"{value.name}_{number}"
             taken.add(value.name)
-        inner = outer | {value.name: value for value in _values(graph) if value.name}
+        inner = outer | {value.name: value for value in values_of(graph) if value.name}
         for node in graph:
             for _, body in subgraphs(node):
                 changed |= self._visit(body, inner, taken)
         return changed
-
-
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    outputs = [output for node in graph for output in node.outputs]
-    return [*graph.inputs, *(v for v in graph.initializers.values() if not v.is_graph_input()), *outputs]
 
 
 class DetachDeadGraphsPass(ir.passes.InPlacePass):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["axes_of", "over_an_end", "reduced_count"]
+__all__ = ["axes_of", "over_an_end", "over_last", "reduced_count"]
 
 
 def axes_of(node: ir.Node) -> list[int] | None:
@@ -42,6 +42,14 @@ def over_an_end(node: ir.Node) -> bool:
     summed = [i for i in reduced if sizes[i] != 1]
     kept = [i for i in range(len(sizes)) if i not in reduced and sizes[i] != 1]
     return not kept or not summed or max(summed) < min(kept) or min(summed) > max(kept)
+
+
+def over_last(node: ir.Node) -> bool:
+    """Tell whether a reduction is over the last axis alone, which stays with size 1."""
+    value, axes = node.inputs[0], axes_of(node)
+    shape = value.shape if value is not None else None
+    last = axes == [-1] or (shape is not None and axes == [shape.rank() - 1])
+    return last and node.attributes.get_int("keepdims", 1) == 1
 
 
 def reduced_count(node: ir.Node) -> int | None:

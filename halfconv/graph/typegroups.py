@@ -17,7 +17,7 @@ from halfconv.graph.kernels import combining, support
 from halfconv.graph.names import Names, subgraphs
 from halfconv.graph.schema import Signature, signature
 
-__all__ = ["Forced", "TypeGroups", "is_float", "is_weight"]
+__all__ = ["Forced", "TypeGroups", "is_float", "is_weight", "past_casts"]
 
 Key = Hashable
 
@@ -30,6 +30,16 @@ def is_float(value: ir.Value | None) -> bool:
 def is_weight(value: ir.Value) -> bool:
     """Tell whether a value is a constant of the model (an initializer that no caller can override)."""
     return value.is_initializer() and not value.is_graph_input()
+
+
+def past_casts(value: ir.Value | None) -> ir.Value | None:
+    """Return what a chain of Casts was given: the value itself if no Cast makes it."""
+    while value is not None:
+        node = value.producer()
+        if node is None or node.op_type != "Cast" or node.domain not in ("", "ai.onnx"):
+            break
+        value = node.inputs[0]
+    return value
 
 
 @dataclass(frozen=True, slots=True)
