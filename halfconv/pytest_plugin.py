@@ -148,7 +148,7 @@ def _metric_names(metrics: Any) -> list[str]:
 
 def _failure(report: DriftReport, command: str) -> str:
     """Return what a failed test shows."""
-    from halfconv.report.text import evaluated, metric_sentence, sampled, sentences, visible, warned
+    from halfconv.report.text import evaluated, metric_sentence, sampled, sentences, visible
 
     names = [visible(output.name) for output in report.outputs if not output.passed]
     names += [f"metric {visible(metric.name)}" for metric in report.metrics if not metric.passed]
@@ -169,7 +169,7 @@ def _failure(report: DriftReport, command: str) -> str:
         lines.append(f"… and {len(broken) - SENTENCES} more")
     if report.first_bad:
         lines.append(f"first bad: {visible(report.first_bad)}")
-    lines += [f"warning: {warning}" for warning in warned(report)]
+    lines += [f"warning: {visible(warning)}" for warning in report.warnings]
     if report.baseline:
         lines.append("accept the growth: pytest --halfconv-update")
     return "\n".join([*lines, f"reproduce: {visible(command)}"])

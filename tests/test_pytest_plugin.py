@@ -116,7 +116,7 @@ def test_failure_is_readable(run: Run, compare: Compare) -> None:
         "metric scores accuracy: reference 0.912, candidate 0, drop 0.912 (0.02 allowed)",
         "baseline: scores: rel_l2 grew from 0.001 to 0.003 (3.0 times, 1.5 allowed)",
         "first bad: scores overflows: input reaches 91,204 (> 65,504)",
-        "warning: synthetic samples hide overflow that real data shows; give yours with --samples",
+        "warning: random data hides overflow; give --samples",
         "warning: input scores is not used",
         "accept the growth: pytest --halfconv-update",
         "reproduce: halfconv validate m.onnx 'my h.onnx' --samples x.npz --seed 7 --tolerance 'rel_l2=0.001@a b'"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halfconv.report.text import clip, evaluated, metric_sentence, sampled, sentences, verdict, visible, warned
+from halfconv.report.text import clip, evaluated, metric_sentence, sampled, sentences, verdict, visible
 
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport
@@ -43,7 +43,7 @@ def annotations(report: "DriftReport") -> list[str]:
         summary += f"\nfirst bad: {visible(report.first_bad)}"
     return [
         *_commands("error", errors),
-        *_commands("warning", [("halfconv", warning) for warning in warned(report)]),
+        *_commands("warning", [("halfconv", visible(warning)) for warning in report.warnings]),
         _command("notice", "halfconv validate", summary),
     ]
 

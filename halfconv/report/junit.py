@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from halfconv.report.text import MEASURES, bounds, evaluated, figure, metric_sentence, sentences, visible, warned
+from halfconv.report.text import MEASURES, bounds, evaluated, figure, metric_sentence, sentences, visible
 
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport, OutputDrift
@@ -45,7 +45,7 @@ def junit_xml(report: DriftReport, *, baseline: bool = False) -> str:
     for key, value in _properties(report).items():
         ElementTree.SubElement(properties, "property", {"name": key, "value": visible(value)})
     suite.extend(cases)
-    notes = [f"warning: {warning}" for warning in warned(report)]
+    notes = [f"warning: {visible(warning)}" for warning in report.warnings]
     notes += [f"not modelled: {visible(sentence)}" for sentence in report.unmodelled]
     if report.first_bad:
         notes.insert(0, f"first bad: {visible(report.first_bad)}")

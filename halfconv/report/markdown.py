@@ -19,7 +19,6 @@ from halfconv.report.text import (
     share,
     verdict,
     visible,
-    warned,
     worst_first,
     worst_layers,
 )
@@ -66,7 +65,7 @@ def markdown(report: DriftReport) -> str:
     if report.first_bad:
         parts.append(f"**First bad value:** {_prose(report.first_bad)}")
     parts += _metrics(report)
-    parts += _section("", [f"- ⚠️ {_prose(warning)}" for warning in warned(report)])
+    parts += _section("", [f"- ⚠️ {_prose(warning)}" for warning in report.warnings])
     if report.layers is not None:
         parts += _layers(report.layers)
     parts += _details("Not modelled", _section("", [f"- Kernel: {_prose(sentence)}" for sentence in report.unmodelled]))

@@ -26,7 +26,6 @@ __all__ = [
     "share",
     "verdict",
     "visible",
-    "warned",
     "worst_first",
     "worst_layers",
 ]
@@ -128,14 +127,6 @@ def metric_sentence(name: str, reference: float, candidate: float, drop: float, 
     figures = [metric_figure(name, value) for value in (reference, candidate, drop, limit)]
     allowed = "" if limit is None else f" ({figures[3]} allowed)"
     return f"{visible(name)}: reference {figures[0]}, candidate {figures[1]}, drop {figures[2]}{allowed}"
-
-
-def warned(report: DriftReport) -> list[str]:
-    """Return the warnings; of synthetic samples there is always one."""
-    found = [visible(warning) for warning in report.warnings]
-    if report.sample_kind != "given" and not any(report.sample_kind in warning for warning in found):
-        found.insert(0, "synthetic samples hide overflow that real data shows; give yours with --samples")
-    return found
 
 
 def reach(layer: LayerDrift) -> str:

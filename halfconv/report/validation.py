@@ -23,7 +23,6 @@ from halfconv.report.text import (
     share,
     verdict,
     visible,
-    warned,
     worst_first,
     worst_layers,
 )
@@ -72,7 +71,7 @@ def show_validation(report: DriftReport, console: Console) -> None:
     if report.layers is not None:
         _layers(report, report.layers, console)
     _list(console, [f"not modelled: {visible(sentence)}" for sentence in report.unmodelled], "yellow")
-    _list(console, [f"warning: {sentence}" for sentence in warned(report)], "yellow")
+    _list(console, [f"warning: {visible(warning)}" for warning in report.warnings], "yellow")
 
 
 def _print(console: Console, text: Text) -> None:

@@ -42,7 +42,7 @@ def test_bad_report() -> None:
         "scores accuracy: reference 0.912, candidate 0, drop 0.912 (0.02 allowed)",
     )
     assert found[4][1] == "halfconv: drift grew against the baseline"
-    assert "synthetic" in found[5][2]
+    assert "random data" in found[5][2]
     assert found[-1][2].endswith("\nfirst bad: scores overflows: input reaches 91,204 (> 65,504)")
 
 

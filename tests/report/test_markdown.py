@@ -67,7 +67,7 @@ def test_bad_report() -> None:
     ):
         assert part in said
     assert "**8 SYNTHETIC samples (seed 7)**" in text
-    assert "synthetic samples hide overflow" in text
+    assert "random data hides overflow" in text
     assert text.count("<details>") == text.count("</details>") == 3
     assert said.index("scores") < said.index("logits")  # what fails comes first
 

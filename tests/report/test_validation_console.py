@@ -50,7 +50,7 @@ def test_bad_report_says_everything() -> None:
         "first value that went bad: scores_1 (scores Sqrt_1, scores): scores overflows: input reaches 91,204 (> 65,504)",
         "Values that add most error (15 of 23)",
         "not modelled: scores: its kernel keeps state in half",
-        "warning: synthetic samples hide overflow",
+        "warning: random data hides overflow",
         "warning: input scores is not used",
         "drop of scores accuracy ≤ 0.02",
         "rel_l2@scores ≤ 0.001",
