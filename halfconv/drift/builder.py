@@ -93,15 +93,20 @@ class Builder:
         op: str,
         inputs: Sequence[ir.Value | None],
         attributes: dict[str, Any],
-        dtype: ir.DataType,
+        dtype: ir.DataType | None,
         outputs: int = 1,
         domain: str = "",
     ) -> ir.Node:
         node = ir.node(op, inputs, attributes, num_outputs=outputs, domain=domain)
         for output in node.outputs:
-            output.type, output.name = ir.TensorType(dtype), f"{self.stem}/{op}_{len(self.nodes)}_{output.index()}"
+            output.type = None if dtype is None else ir.TensorType(dtype)
+            output.name = f"{self.stem}/{op}_{len(self.nodes)}_{output.index()}"
         self.nodes.append(node)
         return node
+
+    def node(self, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any], outputs: int) -> ir.Node:
+        """Add a node whose results are of any type: they are left untyped."""
+        return self._add(op, inputs, attributes, None, outputs)
 
     def value(self, x: ir.Value | float) -> ir.Value:
         """Return a value; a number becomes a scalar constant, rounded to half."""

@@ -10,20 +10,22 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from halfconv.drift.branches import TakeBranchesPass, Taken, taken_branches
+from halfconv.drift.bodies import CANDIDATE, Pair, inside, pairs_of, partners
 from halfconv.drift.builder import Builder
 from halfconv.drift.evaluate import evaluate_model
-from halfconv.drift.measure import OPSET, ZEROED_LIMIT, PairSums, glance, measure
+from halfconv.drift.measure import GLANCED, OPSET, SUMMED, ZEROED_LIMIT, PairSums, glance, measure
 from halfconv.drift.origins import Origin, Origins
 from halfconv.drift.report import LayerDrift
 from halfconv.drift.simulate import Simulation
+from halfconv.drift.surface import BODIES
 from halfconv.graph.lift import lift
-from halfconv.graph.prepare import sweep
+from halfconv.graph.names import values_of
+from halfconv.graph.prepare import UniqueNamesPass
 from halfconv.samples import Sample
 
 __all__ = ["first_bad", "localise"]
@@ -32,7 +34,8 @@ MAX_HALF = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.38953138925153
 SMALLEST = {ir.DataType.FLOAT16: 5.960464477539063e-08, ir.DataType.BFLOAT16: 9.183549615799121e-41}
 #: Operators that make infinities of zeros.
 FROM_ZERO = {"Log": "takes the logarithm of", "Div": "divides by", "Reciprocal": "divides by", "Pow": "raises to a negative power"}
-PREFIX = "candidate:"
+#: How a verdict ends that blames an input.
+SPOILT = "already holds such"
 #: Values that are looked at closely first, where the first that went bad is enough.
 FIRST = 24
 
@@ -42,12 +45,12 @@ class _Joined:
     """Both models in one graph.
 
     Attributes:
-        model: The graph.
-        pairs: Names of the values compared, in topological order of the reference.
+        model: The graph; each output is the measures of one value, or a table of those inside a node.
+        rows: For each output the pairs whose measures its rows are.
     """
 
     model: ir.Model
-    pairs: list[str] = field(default_factory=list)
+    rows: list[list[Pair]] = field(default_factory=list)
 
 
 def localise(
@@ -59,7 +62,9 @@ def localise(
     *,
     everything: bool = True,
 ) -> tuple[LayerDrift, ...]:
-    """Compare every FP32 value of the main graph, and of branches taken, that both models have under one name.
+    """Compare every FP32 value that both models have under one name, in all scopes.
+
+    Values in branches that no sample takes, and in bodies that never run, are left out.
 
     Args:
         models: Gives the FP32 reference, prepared, and the candidate's simulation; both are used up, and asked for again.
@@ -75,37 +80,43 @@ def localise(
     Raises:
         InputError: The joined graph cannot be run.
     """
-    taken = taken_branches(lambda: models()[0], samples)
-    half, sums = _measured(models, samples, label, None, taken)
-    closer = [name for name, found in sums.items() if found.suspicious]
+    half, places, sums = _measured(models, samples, label, None)
+    half = {places.get(place, place): to for place, to in half.items()}
+    made = {
+        places.get(place, place): replace(origin, reads=tuple(places.get(read, read) for read in origin.reads))
+        for place, origin in made.items()
+    }
+    closer = [place for place, entry in sums.items() if entry.suspicious]
     parts = [closer] if everything else [closer[:FIRST], closer[FIRST:]]
     for part in parts:
         if not part:
             break
-        sums |= _measured(models, samples, label, set(part), taken)[1]
+        sums |= _measured(models, samples, label, set(part))[2]
         layers = tuple(_layers(sums, half, made, scopes))
-        if any(layer.verdict for layer, name in zip(layers, sums, strict=True) if name in part):
+        if any(layer.verdict for layer, place in zip(layers, sums, strict=True) if place in part):
             return layers
     return tuple(_layers(sums, half, made, scopes))
 
 
 def _measured(
-    models: Callable[[], tuple[ir.Model, Simulation]], samples: Iterable[Sample], label: str, closer: set[str] | None, taken: Taken
-) -> tuple[dict[str, ir.DataType], dict[str, PairSums]]:
+    models: Callable[[], tuple[ir.Model, Simulation]], samples: Iterable[Sample], label: str, closer: set[str] | None
+) -> tuple[dict[str, ir.DataType], dict[str, str], dict[str, PairSums]]:
+    """Return the candidate's formats by its own places, its places -> the reference's, and what was measured by the latter."""
     reference, simulation = models()
-    for model in (reference, simulation.model):
-        if TakeBranchesPass(taken)(model).modified:
-            sweep(model)
     joined = _join(reference, simulation.model, closer)
-    if joined is None or not joined.pairs:
-        return {}, {}
-    sums = {name: PairSums() for name in joined.pairs}
+    if joined is None or not joined.rows:
+        return {}, {}, {}
+    known = [[PairSums() for _ in rows] for rows in joined.rows]
     with evaluate_model(joined.model, f"{label} beside its reference") as both:
         for sample in samples:
-            rows = both.run(sample.feeds, sample.name)
-            for found, row in zip(sums.values(), rows.values(), strict=True):
-                found.add(row)
-    return dict(simulation.half), sums
+            tables = both.run(sample.feeds, sample.name)
+            for entries, table in zip(known, tables.values(), strict=True):
+                for entry, row in zip(entries, table.reshape(len(entries), -1), strict=True):
+                    entry.add(row)
+    found = [pair for rows in joined.rows for pair in rows]
+    places = {pair.their_place: pair.place for pair in found}
+    sums = {pair.place: entry for pair, entry in zip(found, [e for entries in known for e in entries], strict=True) if entry.runs}
+    return simulation.half, places, sums
 
 
 def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> _Joined | None:
@@ -113,6 +124,9 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
     wanted = max(OPSET, reference.opset_imports.get("", 0), candidate.opset_imports.get("", 0))
     if not (_raised(reference, wanted) and _raised(candidate, wanted)):
         return None
+    for model in (reference, candidate):  # bodies are copied, weights need not be
+        if common.LiftSubgraphInitializersToMainGraphPass()(model).modified:
+            UniqueNamesPass()(model)
     graph = reference.graph
     inputs = {value.name: value for value in graph.inputs}
     theirs = {value.name: value for value in candidate.graph.inputs}
@@ -121,18 +135,17 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
         for name, value in inputs.items()
     ):
         return None
-    ours = {o.name: o for node in graph for o in node.outputs if o.name and _is_plain(o)}
-    pairs = [(ours[o.name], o) for node in candidate.graph for o in node.outputs if o.name in ours and _comparable(ours[o.name], o)]
     for inner in candidate.graphs():
         for node in inner:
-            node.name = f"{PREFIX}{node.name}" if node.name else node.name
-        for value in [*inner.inputs, *inner.initializers.values(), *(o for node in inner for o in node.outputs)]:
+            node.name = f"{CANDIDATE}{node.name}" if node.name else node.name
+        for value in values_of(inner):
             if value.name and not (inner is candidate.graph and value.name in theirs):
-                value.name = f"{PREFIX}{value.name}"
+                value.name = f"{CANDIDATE}{value.name}"
+    ours, moved = list(graph), list(candidate.graph)
+    pairs = pairs_of((o for node in ours for o in node.outputs), (o for node in moved for o in node.outputs))
     candidate.graph.outputs.clear()  # of which an input may be one
     for name, value in theirs.items():
         value.replace_all_uses_with(inputs[name])
-    moved = list(candidate.graph)
     weights = [value for value in candidate.graph.initializers.values() if value.name not in theirs]
     candidate.graph.remove(moved)
     candidate.graph.initializers.clear()
@@ -144,23 +157,27 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
     # computes what each needs. So the first pair is measured by the last node: both values of a pair are computed, measured and
     # freed before the next.
     graph.extend(moved)
-    order = {output: index for index, node in enumerate(graph) for output in node.outputs}
-    joined = _Joined(reference)
-    results, written = [], []
-    for mine, its in sorted(pairs, key=lambda pair: order[pair[0]]):
-        if closer is not None and mine.name not in closer:
-            continue
-        builder = Builder(ir.DataType.FLOAT16, f"measure:{mine.name}", wanted)
-        results.append(glance(builder, mine, its) if closer is None else measure(builder, mine, its))
-        written.append(builder.nodes)
-        joined.pairs.append(mine.name or "")
-    for nodes in reversed(written):
+    order = {node: index for index, node in enumerate(graph)}
+    write, summed = (glance, GLANCED) if closer is None else (measure, SUMMED)
+    written: list[tuple[int, list[ir.Node], ir.Value, list[Pair]]] = []
+    for mine, its in partners(ours, moved):
+        table = inside(mine, its, lambda pair: closer is None or pair.place in closer, write, summed, wanted)
+        if table is not None:
+            written.append((order[mine], table.nodes, table.value, table.rows))
+    for pair in pairs:
+        if closer is None or pair.place in closer:
+            builder = Builder(ir.DataType.FLOAT16, f"measure:{pair.place}", wanted)
+            result, producer = write(builder, pair.ours, pair.theirs), pair.ours.producer()
+            assert producer is not None
+            written.append((order[producer], builder.nodes, result, [pair]))
+    written.sort(key=lambda entry: entry[0])  # what is inside a node stays before what it gives
+    for _, nodes, _, _ in reversed(written):
         graph.extend(nodes)
-    graph.outputs[:] = results
+    graph.outputs[:] = [result for _, _, result, _ in written]
     if closer is not None:  # ONNX Runtime would compute what nothing needs
         common.RemoveUnusedNodesPass()(reference)
     reference.ir_version = max(reference.ir_version, candidate.ir_version)
-    return joined
+    return _Joined(reference, [rows for _, _, _, rows in written])
 
 
 def _raised(model: ir.Model, opset: int) -> bool:
@@ -182,23 +199,9 @@ def _raised(model: ir.Model, opset: int) -> bool:
     return model.opset_imports.get("") == opset
 
 
-def _is_plain(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.FLOAT and isinstance(value.type, ir.TensorType)
-
-
-def _comparable(ours: ir.Value, theirs: ir.Value) -> bool:
-    """Tell whether two values can have one shape."""
-    if not _is_plain(theirs):
-        return False
-    if ours.shape is None or theirs.shape is None:
-        return True
-    pairs = list(zip(ours.shape, theirs.shape, strict=False))
-    return ours.shape.rank() == theirs.shape.rank() and all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
-
-
 def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origins, scopes: Origins) -> Iterator[LayerDrift]:
     for name, found in sums.items():
-        origin = made.get(name) or scopes.get(name) or Origin("", "", "", "", ())
+        origin = made.get(name) or scopes.get(name) or Origin(name, "", "", "", ())
         to = half.get(name)
         if origin.op == "Cast" and name in scopes:  # which a converter put behind the node that makes the value
             to = to or next((half[read] for read in origin.reads if read in half), None)
@@ -207,8 +210,8 @@ def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origi
         before = [sums[read].rel_l2 for read in origin.reads if read in sums]
         drift = found.rel_l2
         added = max(0.0, drift - max(before, default=0.0)) if math.isfinite(drift) else math.inf
-        if origin.op == "If" or (math.isinf(drift) and any(math.isinf(value) for value in before)):
-            added = 0.0  # it arose inside the branch, or before
+        if not origin.op or origin.op in BODIES or (math.isinf(drift) and any(math.isinf(value) for value in before)):
+            added = 0.0  # it arose inside the body, or before
         yield LayerDrift(
             value=scopes.get(name, origin).id or name,
             node=origin.node,
@@ -228,13 +231,15 @@ def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origi
 
 def _verdict(name: str, found: PairSums, to: ir.DataType | None, origin: Origin, sums: dict[str, PairSums]) -> str:
     """Say in plain words what is wrong with a value; "" if nothing is."""
-    node = origin.node or name
-    spoilt = [read for read in origin.reads if read in sums and (sums[read].new_nan or sums[read].new_inf)]
+    if not origin.op:
+        return ""  # what a body is given arose before
+    node = origin.node
+    spoilt = [read for read in origin.reads if read in sums and sums[read].bad_runs]
     if found.new_inf or found.new_nan:
         count = found.new_inf + found.new_nan
         what = "infinite" if found.new_inf else "NaN"
-        if spoilt:
-            return f"{node} gives {count:,} {what} results: its input '{spoilt[0]}' already holds such"
+        if spoilt and found.bad_runs <= sum(sums[read].bad_runs for read in spoilt):
+            return f"{node} gives {count:,} {what} results: its input '{spoilt[0]}' {SPOILT}"
         if to is not None and found.reference_max > MAX_HALF[to]:
             return f"{node} overflows: its result reaches {found.reference_max:,.6g} (> {MAX_HALF[to]:,.6g}) in FP32"
         if found.new_inf and to is not None:
@@ -261,9 +266,10 @@ def first_bad(layers: Iterable[LayerDrift], limit: float) -> str:
         limit: rel_l2 from which a value is bad, if none is NaN, infinite or zeroed.
     """
     known = list(layers)
-    for layer in known:
-        if layer.verdict:
-            return f"{layer.verdict} (value '{layer.value}')"
+    wrong = [layer for layer in known if layer.verdict]
+    # In a loop, what is spoilt by an earlier iteration may stand before its cause.
+    for layer in [layer for layer in wrong if not layer.verdict.endswith(SPOILT)] or wrong:
+        return f"{layer.verdict} (value '{layer.value}')"
     for layer in known:
         if layer.rel_l2 is not None and layer.rel_l2 > limit:
             return f"{layer.node} drifts first: rel_l2 {layer.rel_l2:.3g} > {limit:g} (value '{layer.value}')"

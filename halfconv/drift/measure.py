@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from halfconv.drift.builder import Builder
 
-__all__ = ["OPSET", "ZEROED_LIMIT", "PairSums", "glance", "measure"]
+__all__ = ["GLANCED", "OPSET", "SUMMED", "ZEROED_LIMIT", "PairSums", "glance", "measure"]
 
 #: The lowest opset in which the measures can be written.
 OPSET = 13
@@ -24,25 +24,30 @@ DOUBLE, INT32 = ir.DataType.DOUBLE.value, ir.DataType.INT32.value
 
 @dataclass(slots=True)
 class PairSums:
-    """What is known of a pair of values, pooled over samples, in the order in which `measure` writes it."""
+    """What is known of a pair of values, pooled over samples, in the order in which `measure` writes it.
+
+    Of `runs`, a value inside a branch or body may have none, and one inside a loop many a sample. In `bad_runs` an element was NaN
+    or infinite in the candidate only.
+    """
 
     error: float = 0.0
     size: float = 0.0
     reference_max: float = 0.0
     candidate_max: float = 0.0
+    runs: int = 0
     error_max: float = 0.0
     new_nan: int = 0
     new_inf: int = 0
+    bad_runs: int = 0
     large: int = 0
     zeroed: int = 0
 
     def add(self, row: np.ndarray) -> None:
-        """Add one sample's numbers; the cheap measures are the first four."""
-        for index, number in enumerate(row):
-            name = FIELDS[index]
+        """Add one sample's numbers; the cheap measures are the first five."""
+        for name, summed, number in zip(FIELDS, SUMMED, row, strict=False):
             before = getattr(self, name)
             # max() would drop a NaN.
-            after = float(np.maximum(before, number)) if name.endswith("_max") else before + float(number)
+            after = before + float(number) if summed else float(np.maximum(before, number))
             setattr(self, name, int(after) if isinstance(before, int) else after)
 
     @property
@@ -64,10 +69,13 @@ class PairSums:
 
 
 FIELDS = tuple(field.name for field in fields(PairSums))
+#: For each measure whether it is added up; if not, the largest is kept.
+SUMMED = tuple(not name.endswith("_max") for name in FIELDS)
+GLANCED = SUMMED[:5]
 
 
 def glance(b: Builder, ours: ir.Value, theirs: ir.Value) -> ir.Value:
-    """Write the cheap measures of a pair of values: the first four of `PairSums`, in FP32."""
+    """Write the cheap measures of a pair of values: the first five of `PairSums`, in FP32."""
     flat, zero = b.constant(np.array([-1], np.int64)), b.constant(np.zeros(1, np.float32))
 
     def largest(value: ir.Value) -> ir.Value:
@@ -80,7 +88,7 @@ def glance(b: Builder, ours: ir.Value, theirs: ir.Value) -> ir.Value:
     error = b.wide("ReduceSumSquare", b.wide("Sub", theirs, ours), keepdims=0)
     size = b.wide("ReduceSumSquare", ours, keepdims=0)
     rows = [b.wide("Reshape", number, one) for number in (error, size)]
-    return b.wide("Concat", *rows, largest(ours), largest(theirs), axis=0)
+    return b.wide("Concat", *rows, largest(ours), largest(theirs), b.constant(np.ones(1, np.float32)), axis=0)
 
 
 def measure(b: Builder, ours: ir.Value, theirs: ir.Value) -> ir.Value:
@@ -111,13 +119,17 @@ def measure(b: Builder, ours: ir.Value, theirs: ir.Value) -> ir.Value:
     def largest(value: ir.Value) -> ir.Value:
         return b.typed(ir.DataType.DOUBLE, "Cast", b.wide("ReduceMax", value, keepdims=0), to=DOUBLE)
 
+    bad = b.typed(ir.DataType.INT32, "Cast", b.test("Or", nan, infinite), to=INT32)
+    any_bad = b.typed(ir.DataType.INT32, "ReduceMax", bad, keepdims=0)
     numbers = [
         *(b.typed(ir.DataType.DOUBLE, "ReduceSumSquare", value, keepdims=0) for value in wide),
         largest(size),
         largest(b.wide("Abs", c)),
+        b.constant(np.float64(1)),
         largest(b.wide("Abs", error)),
         total(nan),
         total(infinite),
+        b.typed(ir.DataType.DOUBLE, "Cast", any_bad, to=DOUBLE),
         total(large),
         total(gone),
     ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from halfconv.graph.names import Names
+from halfconv.graph.names import Names, places
 from halfconv.graph.typegroups import past_casts
 
 __all__ = ["Origin", "Origins", "origins"]
@@ -24,7 +24,7 @@ class Origin:
         node: Id of the node that makes it.
         op: Its operator.
         scope: The exporter's module path; "" if unknown.
-        reads: Names of the values that the node reads, Casts looked through.
+        reads: Places of the values that the node reads, Casts looked through.
     """
 
     id: str
@@ -34,6 +34,7 @@ class Origin:
     reads: tuple[str, ...]
 
 
+#: Place of a value (`halfconv.graph.names.places`) -> where it comes from.
 Origins = dict[str, Origin]
 
 
@@ -44,13 +45,16 @@ def origins(model: ir.Model) -> Origins:
         model: A loaded model.
     """
     names = Names.of(model)
+    place = {value: key for key, value in places(model.graph)}
     found: Origins = {}
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        scope = next((node.metadata_props[key] for key in SCOPES if node.metadata_props.get(key)), "")
-        reads = tuple((past_casts(value) or value).name or "" for value in node.inputs if value is not None)
-        for output in node.outputs:
-            if output.name and output.name not in found:
-                found[output.name] = Origin(names.value[output], names.node[node], node.op_type, _readable(scope), reads)
+    for value, key in place.items():
+        node = value.producer()
+        if node is None:
+            found.setdefault(key, Origin(names.value[value], "", "", "", ()))
+            continue
+        scope = next((node.metadata_props[name] for name in SCOPES if node.metadata_props.get(name)), "")
+        reads = tuple(place.get(past_casts(read) or read, "") for read in node.inputs if read is not None)
+        found.setdefault(key, Origin(names.value[value], names.node[node], node.op_type, _readable(scope), reads))
     return found
 
 

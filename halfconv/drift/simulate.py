@@ -34,7 +34,7 @@ class Simulation:
 
     Attributes:
         model: The FP32 model: its interface is the half model's with FP32 in place of half.
-        half: Value of the main graph -> the half format that it is rounded to.
+        half: Place of each value that was half -> the format that it is rounded to.
         to: ``fp16`` or ``bf16``, whichever holds more values; "" if the model has none.
         fused: Transformer of ONNX Runtime -> how often the simulation applies it.
         unmodelled: A sentence for each operator whose half kernel the simulation does not model.

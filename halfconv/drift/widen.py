@@ -12,7 +12,7 @@ from halfconv.drift.builder import Builder, Names, rounded
 from halfconv.drift.expansions import Expansion, expansion_of
 from halfconv.drift.functions import FIRST_OPSET
 from halfconv.drift.kernels import HALF_TYPES, is_exact
-from halfconv.graph.names import values_of
+from halfconv.graph.names import places, values_of
 from halfconv.graph.schema import DTYPE_ATTRIBUTES
 
 __all__ = ["WidenPass"]
@@ -58,7 +58,7 @@ class WidenPass(ir.passes.InPlacePass):
         inside: Values that never leave a fused kernel: they are not rounded.
 
     Attributes:
-        half: Name of each value that was half, in all scopes -> its format.
+        half: Place of each value that was half (`halfconv.graph.names.places`) -> its format.
     """
 
     def __init__(self, inside: Collection[ir.Value] = ()):
@@ -83,10 +83,9 @@ class WidenPass(ir.passes.InPlacePass):
             for value in values_of(graph):
                 if value.type is not None and value.dtype in HALF_TYPES:
                     self._half[value] = value.dtype
-                    if value.name:
-                        self.half[value.name] = value.dtype
         if not self._half:
             return ir.passes.PassResult(model, modified=False)
+        self.half = {place: self._half[value] for place, value in places(model.graph) if value in self._half}
         opset = model.opset_imports.setdefault("", DEFAULT_OPSET)
         for value in self._half:
             assert value.type is not None

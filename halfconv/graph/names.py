@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-__all__ = ["Names", "Scope", "subgraphs", "values_of"]
+__all__ = ["Names", "Scope", "key_of", "places", "subgraphs", "values_of"]
 
 
 def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
@@ -30,6 +30,26 @@ def values_of(graph: ir.Graph) -> list[ir.Value]:
     """Return what a graph defines: inputs, other initializers and node outputs, subgraphs' values not among them."""
     outputs = [output for node in graph for output in node.outputs]
     return [*graph.inputs, *(v for v in graph.initializers.values() if not v.is_graph_input()), *outputs]
+
+
+def key_of(node: ir.Node) -> str:
+    """Return what a node goes by where nodes may come and go before it: its name, or else its first output's."""
+    return node.name or next((output.name for output in node.outputs if output.name), "")
+
+
+def places(graph: ir.Graph, prefix: str = "") -> Iterator[tuple[str, ir.Value]]:
+    """Yield every value that a graph defines, in all scopes, with its place: like its id, but by `key_of` the outer nodes.
+
+    Args:
+        graph: The graph.
+        prefix: What places begin with.
+    """
+    for value in values_of(graph):
+        if value.name:
+            yield prefix + value.name, value
+    for node in graph:
+        for attribute, inner in subgraphs(node):
+            yield from places(inner, f"{prefix}{key_of(node)}.{attribute}/")
 
 
 @dataclass(frozen=True, slots=True)
