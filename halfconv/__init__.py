@@ -17,15 +17,16 @@ if TYPE_CHECKING:
         UsageError,
     )
     from halfconv.inspection import InspectReport, inspect
-    from halfconv.pipeline import ConvertResult, convert
+    from halfconv.pipeline import convert
     from halfconv.precision.plan import PrecisionPlan
+    from halfconv.result import ConvertResult
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it. Imported on first use: `import halfconv` loads neither onnx nor numpy.
 _HOME = {
     "CheckFailed": "halfconv.errors",
-    "ConvertResult": "halfconv.pipeline",
+    "ConvertResult": "halfconv.result",
     "DriftReport": "halfconv.drift.report",
     "EnvironmentProblem": "halfconv.errors",
     "HalfconvError": "halfconv.errors",

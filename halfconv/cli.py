@@ -52,6 +52,31 @@ def _rule_options(command: Command) -> Command:
     return command
 
 
+def _data_options(command: Command) -> Command:
+    """Add the options of `convert` for planning with data."""
+    options = (
+        click.option("--samples", metavar="PATH|MODULE:FUNCTION",
+                     help="Real inputs: .npz, a folder of .npz or .npy, Polygraphy JSON, or a function. Ranges and simulation on "
+                          "them replace the default block list, and values stay FP32 until the tolerance holds."),
+        click.option("--tolerance", multiple=True, metavar="METRIC=VALUE[@OUTPUT]",
+                     help="A bound of drift.  [default: rel_l2=1e-2]"),
+        click.option("--tolerance-file", type=click.Path(path_type=Path), help="Bounds in a TOML file."),
+        click.option("--metric", multiple=True, metavar="MODULE:FUNCTION",
+                     help="A metric f(outputs, extras) -> float, or 'accuracy'."),
+        click.option("--ranges", type=click.Path(path_type=Path), help="Use ranges from this file in place of measuring them."),
+        click.option("--save-ranges", type=click.Path(path_type=Path), help="Write the ranges of all values as JSON."),
+        click.option("--repair/--no-repair", default=True, show_default=True,
+                     help="Force values to FP32 where the tolerance does not hold."),
+        click.option("--time-limit", type=click.FloatRange(min=0), metavar="SECONDS",
+                     help="End the search for these after this time, with the best plan found."),
+        click.option("--force-failed", type=click.Path(path_type=Path), metavar="OUT",
+                     help="Write a model that does not meet the tolerance here, for study."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
 
@@ -149,6 +174,7 @@ def inspect(model: Path, to: str, target: str, fuse: bool, as_json: bool, **opti
     help="Store weights beside the model; 'auto' does so beyond 2 GB.",
 )
 @click.option("--save-plan", type=click.Path(path_type=Path), help="Write the precision plan as JSON.")
+@_data_options
 @_json_option
 def convert(
     model: Path,
@@ -161,6 +187,15 @@ def convert(
     check: bool,
     external_data: str,
     save_plan: Path | None,
+    samples: str | None,
+    tolerance: tuple[str, ...],
+    tolerance_file: Path | None,
+    metric: tuple[str, ...],
+    ranges: Path | None,
+    save_ranges: Path | None,
+    repair: bool,
+    time_limit: float | None,
+    force_failed: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -181,7 +216,9 @@ def convert(
             keep_io=[name for name in keep_names if name != "*"],
             block_ops=options["block_op"], block_nodes=options["block_node"], block_scopes=options["block_scope"],
             block_patterns=options["block_pattern"], allow_ops=options["allow_op"], allow_nodes=options["allow_node"],
-            block_list=options["block_list"], on_stage=on_stage,
+            block_list=options["block_list"], samples=samples, tolerance=list(tolerance) or None, tolerance_file=tolerance_file,
+            metrics=metric, ranges=ranges, save_ranges=save_ranges, repair=repair, time_limit=time_limit,
+            force_failed=force_failed, on_stage=on_stage,
         )  # fmt: skip
     if as_json:
         _print_json(result.to_dict())

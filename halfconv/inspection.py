@@ -11,8 +11,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from halfconv.pipeline import FloatValue, plan_model
+from halfconv.pipeline import plan_model
 from halfconv.precision.rules import Rules
+from halfconv.result import FloatValue
 
 __all__ = ["InspectReport", "OddWeight", "inspect"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
@@ -14,146 +14,31 @@ import onnx_ir as ir
 from halfconv import __version__
 from halfconv.check import CheckResult, check_file, require_runtime
 from halfconv.clock import StageClock
-from halfconv.errors import UsageError
+from halfconv.errors import CheckFailed, UsageError
 from halfconv.graph.names import Names
 from halfconv.graph.prepare import Prepared, prepare
 from halfconv.graph.typegroups import TypeGroups
 from halfconv.model import SourceModel, load
 from halfconv.precision.constants import WeightStats, constant_ranges, weight_stats
-from halfconv.precision.plan import PlannedValue, PrecisionPlan
+from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.planner import Assignment, assign, build_plan, keep_all, structure_hash
 from halfconv.precision.rewrite import RewritePass
 from halfconv.precision.rules import Decision, Rules, Strength, decisions
 from halfconv.profile import profile_path, write_profile
+from halfconv.result import ChangedConstant, ConvertResult, FloatValue
 from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file, written_model
 
-__all__ = ["ChangedConstant", "ConvertResult", "Planned", "convert", "plan_model"]
+if TYPE_CHECKING:
+    from halfconv.drift.task import Metric
+    from halfconv.tuning import Tuned
+
+__all__ = ["Planned", "convert", "plan_model"]
 
 FORMATS = {"fp16": ir.DataType.FLOAT16}
 TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "web")
 EXTERNAL_DATA = ("auto", "always", "never")
 #: The newest IR version that ONNX Runtime 1.18 reads.
 IR_VERSION = 10
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedConstant:
-    """A constant that half precision changes by more than rounding.
-
-    Attributes:
-        name: The weight's id.
-        size: Number of elements.
-        absmax: Largest finite magnitude.
-        saturated: Elements beyond half's range, which became its largest number; their sign is kept.
-        flushed: Non-zero elements that became zero.
-        held: ``half`` or ``both``: a weight that stays FP32 only is not listed.
-    """
-
-    name: str
-    size: int
-    absmax: float
-    saturated: int
-    flushed: int
-    held: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON data."""
-        return {key: getattr(self, key) for key in ("name", "size", "absmax", "saturated", "flushed", "held")}
-
-
-@dataclass(frozen=True, slots=True)
-class FloatValue:
-    """A value that stays FP32.
-
-    Attributes:
-        value: The value's id.
-        node: Id of the node that caused it.
-        op: Operator of that node.
-        reason: Why, in words.
-        rule: The row that decided.
-    """
-
-    value: str
-    node: str
-    op: str
-    reason: str
-    rule: str
-
-    @classmethod
-    def of(cls, planned: PlannedValue) -> FloatValue:
-        """Take what is reported from a planned value."""
-        return cls(planned.id, planned.node, planned.op, planned.reason, planned.rule)
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the entry as JSON data."""
-        return {key: getattr(self, key) for key in ("value", "node", "op", "reason", "rule")}
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertResult:
-    """What a conversion did.
-
-    Attributes:
-        output: The file written.
-        to: ``fp16``.
-        target: The kind of hardware that it is made for.
-        opset: Opset of the default domain in the output.
-        nodes: Number of nodes in the output, in all scopes.
-        values: Number of floating-point values of the source in ``half`` and in ``float``.
-        weights: Number of FP32 weights stored in ``half``, ``float`` and ``both``.
-        casts: Casts added.
-        bytes_before: Size of the input, external data included.
-        bytes_after: Size of the output, external data included.
-        seconds: Seconds by stage.
-        fp32: Every value that stays FP32, with its reason.
-        constants: Constants that changed by more than rounding.
-        fusions: Fused operator -> number.
-        check: What the checks found; None with ``check=False``.
-        plan: The plan.
-        warnings: Sentences that deserve attention.
-    """
-
-    output: Path
-    to: str
-    target: str
-    opset: int
-    nodes: int
-    values: Mapping[str, int]
-    weights: Mapping[str, int]
-    casts: int
-    bytes_before: int
-    bytes_after: int
-    seconds: Mapping[str, float]
-    fp32: tuple[FloatValue, ...]
-    constants: tuple[ChangedConstant, ...]
-    fusions: Mapping[str, int]
-    check: CheckResult | None
-    plan: PrecisionPlan | None
-    warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON data (``convert --json``)."""
-        return {
-            "schema_version": 1,
-            "output": str(self.output),
-            "to": self.to,
-            "target": self.target,
-            "opset": self.opset,
-            "nodes": self.nodes,
-            "values": dict(self.values),
-            "weights": dict(self.weights),
-            "casts": self.casts,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
-            "fp32": [entry.to_dict() for entry in self.fp32],
-            "constants": [entry.to_dict() for entry in self.constants],
-            "fusions": dict(self.fusions),
-            "check": self.check.to_dict() if self.check else None,
-            "plan_fingerprint": self.plan.fingerprint() if self.plan else None,
-            "warnings": list(self.warnings),
-            "drift": None,
-        }
 
 
 @dataclass(slots=True)
@@ -171,6 +56,8 @@ class Planned:
         dtype: FLOAT16.
         half_inputs: Names of model inputs that become half.
         half_outputs: Names of model outputs that become half.
+        rules: The user's rules.
+        decided: What rules and constants say about nodes.
         seconds: Seconds by stage.
     """
 
@@ -184,6 +71,8 @@ class Planned:
     dtype: ir.DataType
     half_inputs: frozenset[str]
     half_outputs: frozenset[str]
+    rules: Rules
+    decided: list[Decision]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -233,7 +122,18 @@ def plan_model(
             names, groups, assignment, source_sha256=source.sha256, structure=structure, to=to, target=target,
             options=options, dtype=dtype,
         )  # fmt: skip
-    return Planned(source, prepared, names, groups, weights, assignment, plan, dtype, half_inputs, half_outputs, clock.seconds)
+    return Planned(
+        source, prepared, names, groups, weights, assignment, plan, dtype, half_inputs, half_outputs, rules, decided, clock.seconds
+    )
+
+
+def _replanned(planned: Planned, assignment: Assignment) -> PrecisionPlan:
+    """Write the plan anew for another assignment."""
+    old = planned.plan
+    return build_plan(
+        planned.names, planned.groups, assignment, source_sha256=old.source_sha256, structure=old.structure_sha256, to=old.to,
+        target=old.target, options=old.options, dtype=planned.dtype,
+    )  # fmt: skip
 
 
 def convert(
@@ -255,6 +155,15 @@ def convert(
     check: bool = True,
     external_data: str = "auto",
     save_plan: str | os.PathLike[str] | None = None,
+    samples: Any = None,
+    tolerance: Mapping[str, float] | Sequence[str] | None = None,
+    tolerance_file: str | os.PathLike[str] | None = None,
+    metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
+    ranges: str | os.PathLike[str] | None = None,
+    save_ranges: str | os.PathLike[str] | None = None,
+    repair: bool = True,
+    time_limit: float | None = None,
+    force_failed: str | os.PathLike[str] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> ConvertResult:
     """Convert an FP32 model to half precision.
@@ -277,6 +186,16 @@ def convert(
         check: Whether to check the written file (ONNX's checker, interface, a session in a child process).
         external_data: ``auto`` (beside the model only beyond 2 GB), ``always`` or ``never``.
         save_plan: Where to write the plan as JSON.
+        samples: Real inputs, see `halfconv.samples.open_samples`. With them, measured ranges and simulation decide in place of the
+            default block list, and values are forced to FP32 until the tolerance holds.
+        tolerance: Bounds of drift, see `halfconv.drift.gate.make_gate`; default rel_l2 ≤ 1e-2.
+        tolerance_file: The same in TOML.
+        metrics: As in `halfconv.validate`.
+        ranges: A file of ranges to use in place of measuring them.
+        save_ranges: Where to write the ranges as JSON.
+        repair: Whether to force values to FP32 where the tolerance does not hold; if not, that is an error.
+        time_limit: Seconds after which the search for these ends with the best plan found so far.
+        force_failed: Where to write a model that does not meet the tolerance, for study.
         on_stage: Called with the name of each stage as it begins.
 
     Returns:
@@ -286,7 +205,7 @@ def convert(
         InputError: The model cannot be used.
         UsageError: An option is wrong or matches nothing.
         EnvironmentProblem: No runtime is installed, or the disk refuses the output.
-        CheckFailed: The result did not pass its checks; nothing is left on disk.
+        CheckFailed: The result did not pass its checks, or no plan meets the tolerance; nothing is left on disk.
     """
     source_path = Path(model)
     if not source_path.name:
@@ -295,7 +214,13 @@ def convert(
     if external_data not in EXTERNAL_DATA:
         raise UsageError(f"unknown --external-data {external_data!r}", "one of " + ", ".join(EXTERNAL_DATA))
     check_output_path(source_path, target_path)
-    if check:
+    without = {
+        "--tolerance": tolerance, "--tolerance-file": tolerance_file, "--metric": metrics, "--ranges": ranges,
+        "--save-ranges": save_ranges, "--time-limit": time_limit, "--force-failed": force_failed,
+    }  # fmt: skip
+    if samples is None and (given := [option for option, value in without.items() if value]):
+        raise UsageError(f"{given[0]} needs samples to measure on", "--samples PATH with real inputs")
+    if check or samples is not None:
         require_runtime()
     rules = Rules(
         block_ops=tuple(block_ops),
@@ -313,11 +238,28 @@ def convert(
     profile = profile_path(target_path)
     if profile.exists() and any(profile.samefile(file) for file in (source_path, *planned.source.data_files)):
         raise UsageError(f"the run profile of {target_path} would overwrite the input {profile}", "another -o")
-    if save_plan is not None:
-        files = (source_path, target_path, profile, *planned.source.data_files)
-        check_side_file(Path(save_plan), files)
+    for side in (save_plan, save_ranges):
+        if side is not None:
+            check_side_file(Path(side), (source_path, target_path, profile, *planned.source.data_files))
     clock = StageClock(on_stage)
     clock.seconds = planned.seconds
+    tuned, failed = None, ""
+    if samples is not None:
+        from halfconv.tuning import Tuning, tune
+
+        with clock.stage("tune"):
+            tuning = Tuning(samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit)
+            tuned = tune(planned, tuning, on_stage)
+            planned.assignment = tuned.assignment
+            planned.plan = _replanned(planned, tuned.assignment)
+        if save_ranges is not None:
+            atomic_text(Path(save_ranges), tuned.ranges.to_json())
+        failed = _failure(tuned)
+        if failed and force_failed is None:
+            raise CheckFailed(f"{source_path}: {failed}", "more samples, a wider --tolerance, or --force-failed OUT to study it")
+        if failed and force_failed is not None:
+            target_path = Path(force_failed)
+            check_output_path(source_path, target_path, planned.source.data_files)
     ir_model, source = planned.source.model, planned.source
     warnings = [*planned.prepared.notes, *planned.assignment.overruled, *_remarks(planned, to)]
     converted = _converted(ir_model, to)
@@ -345,6 +287,8 @@ def convert(
             atomic_text(Path(save_plan), planned.plan.to_json())
     clock.seconds["write"] -= clock.seconds.get("check", 0.0)
     stats = rewrite.stats
+    if failed:
+        raise CheckFailed(f"{source_path}: {failed}", f"a look at {target_path}, which holds the model that failed")
     return ConvertResult(
         output=target_path,
         to=to,
@@ -362,8 +306,20 @@ def convert(
         fusions=planned.prepared.fusions,
         check=checked,
         plan=planned.plan,
+        drift=replace(tuned.drift, candidate=str(target_path)) if tuned else None,
+        repair=tuned.repair if tuned else None,
         warnings=tuple(warnings + list(checked.notes if checked else ())),
     )
+
+
+def _failure(tuned: Tuned) -> str:
+    """Say in one line what breaks the tolerance; "" if nothing does."""
+    broken = [f"{o.name}: {o.failures[0]}" for o in tuned.drift.outputs if not o.passed]
+    broken += [f"{m.name} drops by {m.drop:.4g}" for m in tuned.drift.metrics if not m.passed]
+    if not broken:
+        return ""
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return f"the tolerance is not met: {broken[0]}{more}" + (f"; {tuned.why}" if tuned.why else "")
 
 
 def _converted(model: ir.Model, to: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from halfconv.input_roles import Role, find_roles
 from halfconv.sample_checks import InputSpec
 from halfconv.samples import Sample, Samples
 
-__all__ = ["LENGTHS", "input_specs", "synthetic_samples"]
+__all__ = ["LENGTHS", "fitting_samples", "input_specs", "synthetic_samples"]
 
 #: Lengths of free sequence-like axes, in the order in which to try them where a model refuses the first.
 LENGTHS = (16, 64, 128, 512, 1024)
@@ -110,6 +110,31 @@ def synthetic_samples(
             yield Sample(f"synthetic {index}", feeds)
 
     return Samples(produce, kind="synthetic", seed=seed, source="synthetic samples")
+
+
+def fitting_samples(model: ir.Model, count: int, seed: int, run: Callable[[Mapping[str, Any], str], Any]) -> Samples:
+    """Make samples up, of the first length that a model accepts.
+
+    Args:
+        model: The model.
+        count: Number of samples.
+        seed: The same seed gives the same samples.
+        run: Runs the model on a sample's values, with its name for messages.
+
+    Raises:
+        InputError: Samples of no length fit.
+    """
+    problem: InputError | None = None
+    for length in LENGTHS:
+        made = synthetic_samples(model, count, seed, length=length)
+        try:
+            first = next(iter(made))
+            run(first.feeds, first.name)
+        except InputError as error:
+            problem = error
+            continue
+        return made
+    raise InputError(f"no synthetic sample fits: {problem}".partition("; try:")[0], "--samples with real inputs")
 
 
 class _Maker:

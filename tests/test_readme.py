@@ -147,6 +147,12 @@ def make_validate() -> str:
     return fenced(shell(here(script), example_folder()))
 
 
+def make_tuned() -> str:
+    shell(here(example_scripts()[1]), example_folder())
+    script = next(b for b in blocks("sh") if "halfconv.demo:samples" in b)
+    return fenced(shell(here(script), example_folder()))
+
+
 def make_fidelity() -> str:
     content = json.loads((RESULTS.parent / "simulation_zoo_h100.json").read_text("utf-8"))
     worst: dict[str, dict[str, dict[str, object]]] = {}
@@ -192,6 +198,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "demo": make_demo,
     "convert": make_convert,
     "validate": make_validate,
+    "tuned": make_tuned,
     "fidelity": make_fidelity,
     "unmodelled": make_unmodelled,
 }
@@ -246,7 +253,8 @@ def test_examples_run_here(tmp_path: Path) -> None:
         if not installs(script):
             shell(here(script), tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"magika.onnx", "magika.fp16.onnx", "magika.fp16.onnx.profile.json", "magika.plan.json"}
+    made = {f"magika.{kind}.onnx{more}" for kind in ("fp16", "tuned") for more in ("", ".profile.json")}
+    assert names == {"magika.onnx", "magika.plan.json", *made}
 
 
 def test_library_example_runs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ extra out of GPU environments.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from halfconv.pipeline import ConvertResult
+    from halfconv.result import ConvertResult
 
-__all__ = ["DemoReport", "render", "run_demo"]
+__all__ = ["DemoReport", "render", "run_demo", "samples"]
 
 OUTPUT_NAME = "magika.fp16.onnx"
 #: The model's input.
@@ -40,6 +40,8 @@ INPUT_NAME = "bytes"
 WHO = ("fp32", "fp16_cpu", "fp16_simulated", "other_cpu", "other_simulated")
 #: Files on which the other model is searched for the value that goes wrong.
 SEARCHED = 8
+#: Every so many files are a sample of `samples`, this many a batch.
+STEP, BATCH = 4, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,28 @@ def run_demo(
         drift = validate(model.path, other, samples=[{INPUT_NAME: inputs[:SEARCHED]}])
     kept = Path(conversion.output) if output_dir else None
     return _report(model, found, conversion, answers, kept, listed.model_sha256, drift.first_bad)
+
+
+def samples() -> "Iterator[dict[str, NDArray[Any]]]":
+    """Give some of the listed files as samples for Magika's model: ``--samples halfconv.demo:samples``.
+
+    Yields:
+        Batches of the model's input, ``bytes`` [16, 2048] int32, and ``labels`` [16], the indices of the true types (-1 for one
+        that the model does not know).
+
+    Raises:
+        EnvironmentProblem: Magika is not installed, or none of the listed files is here.
+    """
+    import numpy as np
+
+    model = find_model()
+    used = collect(load_list().files).used[::STEP]
+    if not used:
+        raise EnvironmentProblem("none of the listed files is on this machine", "pip install 'halfconv[demo]'")
+    for start in range(0, len(used), BATCH):
+        part = used[start : start + BATCH]
+        known = [model.labels.index(file.label) if file.label in model.labels else -1 for file, _ in part]
+        yield {INPUT_NAME: rows(model, (content for _, content in part)), "labels": np.array(known)}
 
 
 def _made(folder: Path) -> Path:

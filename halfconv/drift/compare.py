@@ -20,14 +20,14 @@ from halfconv.drift.gate import Gate, make_gate
 from halfconv.drift.localise import first_bad, localise
 from halfconv.drift.metrics import Accumulator
 from halfconv.drift.origins import Origins, origins
-from halfconv.drift.report import DriftReport, LayerDrift
+from halfconv.drift.report import SYNTHETIC, DriftReport, LayerDrift
 from halfconv.drift.simulate import FORMATS, Simulation, simulate
 from halfconv.drift.task import Metric, MetricMeans, accuracy, find_metrics, labels_of
 from halfconv.errors import InputError, UsageError
 from halfconv.graph.prepare import prepare
 from halfconv.model import SourceModel, load
-from halfconv.samples import Sample, Samples, open_samples
-from halfconv.synthetic import LENGTHS, input_specs, synthetic_samples
+from halfconv.samples import Sample, open_samples
+from halfconv.synthetic import fitting_samples, input_specs
 
 __all__ = ["validate"]
 
@@ -37,7 +37,6 @@ CPU_HIDES = (
     "--on simulate shows it"
 )
 ONCE = "the values inside are compared on one sample only, the worst: these samples can be read only once"
-SYNTHETIC = "the samples are synthetic: random data hides overflow and says little about accuracy; give --samples"
 
 
 def validate(
@@ -109,7 +108,7 @@ def validate(
             ours = stack.enter_context(_reference(source, on))
             theirs = stack.enter_context(_candidate(paths[1], simulation, on))
         with clock.stage("run"):
-            used = given if given is not None else _synthetic(source.model, count, seed, ours)
+            used = given if given is not None else fitting_samples(source.model, count, seed, ours.run)
             # Accuracy that nobody asked for is given up where the labels fit no output.
             means = MetricMeans(wanted, asked=not automatic or gate.limit_of("accuracy") is not None)
             total, accumulators, worst = _run(used, ours, theirs, names, to or "fp16", means)
@@ -199,21 +198,6 @@ def _candidate(path: Path, simulation: Simulation | None, on: str) -> Evaluator:
         check_valid(path)
         return evaluate_simulation(simulation, str(path))
     return evaluate_file(path, provider=CUDA if on == "cuda" else CPU, isolated=True)
-
-
-def _synthetic(model: ir.Model, count: int, seed: int, ours: Evaluator) -> Samples:
-    """Make samples up, of the first length that the reference accepts."""
-    problem: InputError | None = None
-    for length in LENGTHS:
-        made = synthetic_samples(model, count, seed, length=length)
-        try:
-            first = next(iter(made))
-            ours.run(first.feeds, first.name)
-        except InputError as error:
-            problem = error
-            continue
-        return made
-    raise InputError(f"no synthetic sample fits: {problem}".partition("; try:")[0], "--samples with real inputs")
 
 
 def _run(

@@ -7,7 +7,6 @@ one looks closer at the values that drift much, or are not finite.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,15 +19,15 @@ from halfconv.drift.builder import Builder
 from halfconv.drift.evaluate import evaluate_model
 from halfconv.drift.measure import GLANCED, OPSET, SUMMED, ZEROED_LIMIT, PairSums, glance, measure
 from halfconv.drift.origins import Origin, Origins
+from halfconv.drift.raising import raise_opset
 from halfconv.drift.report import LayerDrift
 from halfconv.drift.simulate import Simulation
 from halfconv.drift.surface import BODIES
-from halfconv.graph.lift import lift
 from halfconv.graph.names import values_of
 from halfconv.graph.prepare import UniqueNamesPass
 from halfconv.samples import Sample
 
-__all__ = ["first_bad", "localise"]
+__all__ = ["first_bad", "glanced", "localise"]
 
 MAX_HALF = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
 SMALLEST = {ir.DataType.FLOAT16: 5.960464477539063e-08, ir.DataType.BFLOAT16: 9.183549615799121e-41}
@@ -98,6 +97,15 @@ def localise(
     return tuple(_layers(sums, half, made, scopes))
 
 
+def glanced(models: Callable[[], tuple[ir.Model, Simulation]], samples: Iterable[Sample], label: str) -> dict[str, PairSums]:
+    """Take the cheap measures of every value; see `localise`.
+
+    Returns:
+        Place of a value (`halfconv.graph.names.places`) -> what was measured. Empty if the two graphs cannot be joined.
+    """
+    return _measured(models, samples, label, None)[2]
+
+
 def _measured(
     models: Callable[[], tuple[ir.Model, Simulation]], samples: Iterable[Sample], label: str, closer: set[str] | None
 ) -> tuple[dict[str, ir.DataType], dict[str, str], dict[str, PairSums]]:
@@ -122,7 +130,7 @@ def _measured(
 def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> _Joined | None:
     """Put both models into the reference's graph, with the cheap measures of all values, or all measures of some."""
     wanted = max(OPSET, reference.opset_imports.get("", 0), candidate.opset_imports.get("", 0))
-    if not (_raised(reference, wanted) and _raised(candidate, wanted)):
+    if not (raise_opset(reference, wanted) and raise_opset(candidate, wanted)):
         return None
     for model in (reference, candidate):  # bodies are copied, weights need not be
         if common.LiftSubgraphInitializersToMainGraphPass()(model).modified:
@@ -178,25 +186,6 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
         common.RemoveUnusedNodesPass()(reference)
     reference.ir_version = max(reference.ir_version, candidate.ir_version)
     return _Joined(reference, [rows for _, _, _, rows in written])
-
-
-def _raised(model: ir.Model, opset: int) -> bool:
-    """Raise a model's opset: by halfconv's own rules, or else by the converters of onnxscript and onnx."""
-    if lift(model, opset):
-        return True
-    from onnxscript import version_converter
-
-    logger = logging.getLogger(version_converter.__name__)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        version_converter.convert_version(model, opset, fallback=True)
-        common.ShapeInferencePass()(model)
-    except Exception:  # whatever they raise, the model stays where it is
-        return False
-    finally:
-        logger.setLevel(level)
-    return model.opset_imports.get("") == opset
 
 
 def _layers(sums: dict[str, PairSums], half: dict[str, ir.DataType], made: Origins, scopes: Origins) -> Iterator[LayerDrift]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["DriftReport", "LayerDrift", "Measures", "MetricDrift", "OutputDrift"]
+__all__ = ["SYNTHETIC", "DriftReport", "LayerDrift", "Measures", "MetricDrift", "OutputDrift"]
+
+SYNTHETIC = "the samples are synthetic: random data hides overflow and says little about accuracy; give --samples"
 
 
 @dataclass(frozen=True, slots=True)

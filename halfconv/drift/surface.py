@@ -45,7 +45,8 @@ def lead_out(node: ir.Node, tables: Mapping[str, tuple[int, ir.Value]], summed: 
         b: Where nodes behind `node` go, in its graph; at opset 13 or later.
 
     Returns:
-        The table, in the node's graph: the rows of each body in the order of `BODIES`; zeros for a body that did not run.
+        The table, in the node's graph: the rows of each body in the order of `BODIES`. A body that did not run adds 0 to sums, and
+        −∞ to largest numbers.
     """
     dtype = next(iter(tables.values()))[1].dtype
     assert dtype is not None
@@ -54,7 +55,7 @@ def lead_out(node: ir.Node, tables: Mapping[str, tuple[int, ir.Value]], summed: 
         parts = [tables[attribute][1]] if attribute in tables else []
         if node.op_type == "If":
             parts = [
-                table if name == attribute else _zeros(body, f"{b.stem}/{name}/none", (rows, len(summed)), dtype)
+                table if name == attribute else _nothing(body, f"{b.stem}/{name}/none", _neutral(rows, summed, dtype))
                 for name in BODIES["If"]
                 if name in tables
                 for rows, table in [tables[name]]
@@ -68,7 +69,7 @@ def lead_out(node: ir.Node, tables: Mapping[str, tuple[int, ir.Value]], summed: 
     if node.op_type == "If":
         return left
     rows = tables["body"][0]
-    nothing = b.constant(np.zeros((rows, len(summed)), dtype.numpy()))
+    nothing = b.constant(_neutral(rows, summed, dtype))
     if node.op_type == "SequenceMap":
         left.type = ir.SequenceType(ir.TensorType(dtype))
         begun = b.node("SequenceInsert", [left, nothing], {}, 1).outputs[0]  # there may be no element
@@ -89,8 +90,12 @@ def lead_out(node: ir.Node, tables: Mapping[str, tuple[int, ir.Value]], summed: 
     return b.typed(dtype, "Where", b.constant(np.array(summed)), total, largest)
 
 
-def _zeros(body: ir.Graph, stem: str, shape: tuple[int, int], dtype: ir.DataType) -> ir.Value:
+def _neutral(rows: int, summed: Sequence[bool], dtype: ir.DataType) -> np.ndarray:
+    return np.tile(np.where(summed, 0, -np.inf).astype(dtype.numpy()), (rows, 1))
+
+
+def _nothing(body: ir.Graph, stem: str, table: np.ndarray) -> ir.Value:
     b = Builder(ir.DataType.FLOAT16, stem, 13)
-    value = b.constant(np.zeros(shape, dtype.numpy()))
+    value = b.constant(table)
     body.extend(b.nodes)
     return value

@@ -10,7 +10,7 @@ import math
 
 import onnx_ir as ir
 
-__all__ = ["EXACT_OPS", "HEAVY_OPS", "cast_time", "elements", "float_time"]
+__all__ = ["EXACT_OPS", "HEAVY_OPS", "LAUNCH_NS", "cast_time", "elements", "float_time"]
 
 #: Time to launch one kernel, in ns (CUDA stream, small kernels).
 LAUNCH_NS = 2500.0

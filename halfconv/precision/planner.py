@@ -71,6 +71,7 @@ def assign(
     decided: Iterable[Decision],
     half_inputs: frozenset[str],
     half_outputs: frozenset[str],
+    float_price: float = 0.0,
 ) -> Assignment:
     """Give every group a precision.
 
@@ -81,6 +82,7 @@ def assign(
         decided: What rules say about nodes.
         half_inputs: Names of model inputs that become half.
         half_outputs: Names of model outputs that become half.
+        float_price: What an operator in FP32 costs beside its time, in ns: 0 where half has not proven itself.
     """
     verdicts: dict[int, Verdict] = {g: _forced(why) for g, why in groups.forced.items()}
     verdicts |= _borders(model, groups, half_inputs, half_outputs)
@@ -91,7 +93,7 @@ def assign(
             decision.half, decision.strength, decision.reason, decision.rule, culprit, decision.culprit.op_type,
             decision.figures,
         )  # fmt: skip
-        for group in groups.of_node(decision.node):
+        for group in groups.of_node(decision.node) if decision.group is None else (decision.group,):
             known = verdicts.get(group)
             if known is None or verdict.strength < known.strength:
                 loser, winner = known, verdict
@@ -100,7 +102,7 @@ def assign(
                 loser, winner = verdict, known
             if loser and winner.strength == Strength.USER_ALLOW and not loser.half:
                 overruled[f"{winner.reason} beats: {loser.reason} (node '{names.node[decision.node]}')"] = None
-    half = _cut(groups, verdicts)
+    half = _cut(groups, verdicts, float_price)
     return Assignment(half, verdicts, list(overruled))
 
 
@@ -129,14 +131,14 @@ def _borders(model: ir.Model, groups: TypeGroups, half_inputs: frozenset[str], h
     return found
 
 
-def _cut(groups: TypeGroups, verdicts: Mapping[int, Verdict]) -> list[bool]:
+def _cut(groups: TypeGroups, verdicts: Mapping[int, Verdict], float_price: float) -> list[bool]:
     """Decide the free groups: least time on the target."""
     count = 1 + max([*groups.produced.values(), *groups.read.values(), *groups.returned.values()], default=-1)
     as_half, as_float = [0.0] * count, [0.0] * count
     for group, nodes in groups.nodes.items():
         for node in nodes:
             slots = [v for v in (*node.inputs, *node.outputs) if v is not None and not is_weight(v)]
-            as_float[group] += float_time(node, slots)
+            as_float[group] += float_time(node, slots) + float_price
     border = {group for group, verdict in verdicts.items() if verdict.rule == "io"}
     for group, verdict in verdicts.items():
         if verdict.half:

@@ -46,6 +46,7 @@ class Decision:
         rule: The row that decided.
         culprit: The node that caused it.
         figures: Numbers that the reason rests on.
+        group: The one type group that it is about; None for all that the node has a slot in.
     """
 
     node: ir.Node
@@ -55,6 +56,7 @@ class Decision:
     rule: str
     culprit: ir.Node
     figures: Mapping[str, float] = field(default_factory=dict)
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["HALF_MAX", "HALF_MIN_NORMAL", "RoundingStats", "half_tensor", "rounding_stats", "to_half"]
+__all__ = ["HALF_MAX", "HALF_MIN_NORMAL", "HALF_OVERFLOW", "HALF_TINY", "RoundingStats", "half_tensor", "rounding_stats", "to_half"]
 
 _NUMPY = {ir.DataType.FLOAT16: np.dtype(np.float16), ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
 #: Largest finite number of each format: (2 − 2⁻¹⁰)·2¹⁵ and (2 − 2⁻⁷)·2¹²⁷.

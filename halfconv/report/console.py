@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from halfconv.report.text import figure, metric_sentence, sampled, visible
+
 if TYPE_CHECKING:
+    from halfconv.drift.report import DriftReport
     from halfconv.inspection import InspectReport
-    from halfconv.pipeline import ConvertResult, FloatValue
+    from halfconv.result import ConvertResult, FloatValue
 
 __all__ = ["show_convert", "show_inspect"]
 
@@ -83,6 +86,15 @@ def show_convert(result: ConvertResult, console: Console) -> None:
         )
     else:
         console.print("  checked: onnx checker, inputs and outputs")
+    if result.drift is not None:
+        _drift(result.drift, console)
+    if result.repair is not None:
+        found = result.repair
+        stopped = {"time": "; stopped by --time-limit", "runs": "; stopped after its last run"}.get(found.stopped, "")
+        proof = "; none of them can be half" if found.minimal else ""
+        console.print(
+            f"  repaired: {len(found.forced)} values forced to FP32{proof}; {found.runs} model runs, {found.seconds:.1f} s{stopped}"
+        )
     for constant in result.constants[:8]:
         console.print(
             f"  constant {escape(constant.name)}: {constant.saturated} of {constant.size} saturated, "
@@ -93,6 +105,19 @@ def show_convert(result: ConvertResult, console: Console) -> None:
     if result.fp32:
         console.print(_fp32_table(result.fp32, 12))
     _warn(console, result.warnings)
+
+
+def _drift(report: DriftReport, console: Console) -> None:
+    """Print the worst drift of a conversion, and its metrics."""
+    measured = [output for output in report.outputs if output.measures.rel_l2 is not None]
+    worst = max(measured, key=lambda output: output.measures.rel_l2 or 0.0, default=None)
+    if worst is not None:
+        console.print(
+            f"  drift on {sampled(report)}, in simulation: rel_l2 {figure(worst.measures.rel_l2)} ({escape(visible(worst.name))})"
+        )
+    for metric in report.metrics:
+        said = metric_sentence(metric.name, metric.reference, metric.candidate, metric.drop, metric.limit)
+        console.print(f"  {escape(said)}")
 
 
 def show_inspect(report: InspectReport, console: Console) -> None:

@@ -1,0 +1,39 @@
+"""Bring a model to a newer opset, for what is measured inside it."""
+
+from __future__ import annotations
+
+import logging
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from halfconv.graph.lift import lift
+
+__all__ = ["raise_opset"]
+
+
+def raise_opset(model: ir.Model, opset: int) -> bool:
+    """Raise a model's opset in place: by halfconv's own rules, or else by the converters of onnxscript and onnx.
+
+    Args:
+        model: A prepared model.
+        opset: What the opset of ONNX's own operators must be.
+
+    Returns:
+        Whether it is that now; if not, the model may have been changed in part.
+    """
+    if lift(model, opset):
+        return True
+    from onnxscript import version_converter
+
+    logger = logging.getLogger(version_converter.__name__)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        version_converter.convert_version(model, opset, fallback=True)
+        common.ShapeInferencePass()(model)
+    except Exception:  # whatever they raise, the model stays where it is
+        return False
+    finally:
+        logger.setLevel(level)
+    return model.opset_imports.get("") == opset

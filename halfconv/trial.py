@@ -1,0 +1,165 @@
+"""Try a precision for every group: rewrite a copy of the prepared model, simulate it, and measure its drift on samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from halfconv.drift.evaluate import evaluate_simulation
+from halfconv.drift.gate import HIGHER_IS_BETTER, Gate
+from halfconv.drift.metrics import Accumulator
+from halfconv.drift.report import MetricDrift, OutputDrift
+from halfconv.drift.simulate import Simulation, simulate
+from halfconv.drift.task import Metric, MetricMeans
+from halfconv.graph.duplicate import duplicate
+from halfconv.graph.names import Names
+from halfconv.graph.typegroups import TypeGroups
+from halfconv.model import SourceModel
+from halfconv.precision.rewrite import RewritePass
+from halfconv.samples import Sample, Samples
+
+__all__ = ["Trial", "Trials", "candidate"]
+
+#: Answers of the reference are kept between trials up to this size.
+KEPT_BYTES = 256 << 20
+
+Run = Callable[[Mapping[str, Any], str, Sequence[str]], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one precision plan gave.
+
+    Attributes:
+        outputs: Drift per output, judged.
+        metrics: User metrics.
+        worst: The sample that did most harm.
+        fused: Transformer of ONNX Runtime -> how often the simulation applies it.
+        unmodelled: A sentence for each operator that the simulation does not model.
+    """
+
+    outputs: tuple[OutputDrift, ...]
+    metrics: tuple[MetricDrift, ...]
+    worst: Sample
+    fused: Mapping[str, int]
+    unmodelled: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bound holds."""
+        return all(output.passed for output in self.outputs) and all(metric.passed for metric in self.metrics)
+
+
+def candidate(source: SourceModel, half: Sequence[bool], to: ir.DataType) -> SourceModel:
+    """Rewrite a copy of a prepared model.
+
+    Args:
+        source: The loaded model, prepared; it stays as it is.
+        half: For each of its type groups, whether it is half.
+        to: FLOAT16 or BFLOAT16.
+    """
+    copy = duplicate(source.model)
+    names = Names.of(copy)
+    RewritePass(TypeGroups.of(copy, names, to), list(half), names, to)(copy)
+    return dataclasses.replace(source, model=copy)
+
+
+class Trials:
+    """Runs candidates on samples beside their reference, and counts the runs.
+
+    Args:
+        source: The loaded model, prepared.
+        reference: Runs the FP32 model.
+        samples: Samples.
+        gate: The bounds.
+        metrics: User metrics.
+        asked: Whether the metrics were asked for; if not, one that fits no output is given up.
+        to: FLOAT16 or BFLOAT16.
+        on_run: Called with the number of runs as each begins.
+
+    Attributes:
+        runs: Number of runs so far.
+        samples: The samples.
+        total: Number of samples, after the first run.
+        seconds: Time that the runs took.
+    """
+
+    def __init__(
+        self, source: SourceModel, reference: Run, samples: Samples, gate: Gate, metrics: Mapping[str, Metric], to: ir.DataType, *,
+        asked: bool = True, on_run: Callable[[int], None] | None = None,
+    ):  # fmt: skip
+        self.source, self.gate, self.to, self.samples = source, gate, to, samples
+        self.names = [value.name or "" for value in source.model.graph.outputs]
+        self.runs, self.total, self.seconds = 0, 0, 0.0
+        self._reference, self._metrics, self._asked, self._on_run = reference, metrics, asked, on_run
+        self._answers: list[dict[str, Any]] = []
+        self._room = KEPT_BYTES
+
+    def simulation(self, half: Sequence[bool]) -> Simulation:
+        """Simulate a candidate; the result may be used up."""
+        return simulate(candidate(self.source, half, self.to))
+
+    def run(self, half: Sequence[bool]) -> Trial:
+        """Measure a candidate on all samples.
+
+        Raises:
+            InputError: It, or the reference, cannot be run.
+        """
+        self.runs += 1
+        if self._on_run is not None:
+            self._on_run(self.runs)
+        begun = time.perf_counter()
+        simulation = self.simulation(half)
+        means = MetricMeans(self._metrics, asked=self._asked)
+        accumulators = {name: Accumulator("fp16" if self.to == ir.DataType.FLOAT16 else "bf16") for name in self.names}
+        worst, most, before, count = None, (-1.0, 0.0), (0.0, 0.0), 0
+        with evaluate_simulation(simulation, str(self.source.path)) as run:
+            for number, sample in enumerate(self.samples):
+                theirs = run.run(sample.feeds, sample.name, self.names)
+                ours = self._answer(number, sample)
+                for name, accumulator in accumulators.items():
+                    accumulator.update(ours[name], theirs[name], sample.name)
+                means.update((ours, theirs), sample.extras, sample.name)
+                harms = [accumulator.harm() for accumulator in accumulators.values()]
+                after = sum(lost for lost, _ in harms), sum(error for _, error in harms)
+                harm = after[0] - before[0], after[1] - before[1]
+                if worst is None or harm > most:
+                    worst, most = sample, harm
+                before, count = after, count + 1
+        assert worst is not None  # Samples refuses to be empty
+        self.total = count
+        self.seconds += time.perf_counter() - begun
+        outputs = tuple(self.gate.judge(accumulators[name].result(name)) for name in self.names)
+        return Trial(outputs, means.result(self.gate.limit_of), worst, simulation.fused, simulation.unmodelled)
+
+    def badness(self, trial: Trial) -> dict[str, float]:
+        """Return for each output how far it is beyond its bounds: the largest ratio of a measure to its bound."""
+        found = {}
+        for output in trial.outputs:
+            m = output.measures
+            broken = float(m.new_nan + m.new_inf > 0) * 1e6
+            bounds = {**self.gate.bounds, **self.gate.outputs.get(output.name, {})}
+            ratios = [broken]
+            for metric, bound in bounds.items():
+                value = getattr(m, metric)
+                if value is None or metric in ("new_nan", "new_inf", "mismatched") or not bound:
+                    continue
+                ratios.append((1 - value) / max(1 - bound, 1e-9) if metric in HIGHER_IS_BETTER else value / bound)
+            found[output.name] = max(ratios)
+        return found
+
+    def _answer(self, number: int, sample: Sample) -> dict[str, Any]:
+        """Return the reference's outputs, kept from the first run where there is room."""
+        if number < len(self._answers):
+            return self._answers[number]
+        found = self._reference(sample.feeds, sample.name, self.names)
+        size = sum(getattr(value, "nbytes", 1 << 20) for value in found.values())
+        if number == len(self._answers) and size <= self._room:
+            self._room -= size
+            self._answers.append(found)
+        return found

@@ -1,0 +1,230 @@
+"""Conversion with samples: it ends with a model that meets the tolerance in simulation, or with none and the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import halfconv
+from halfconv.precision.ranges import load_ranges
+from tests import zoo
+from tests.test_schemas import validate
+
+#: Half holds 300² only as infinity, and the difference of two large numbers not at all.
+CANCEL = """
+(float[n, 4] x) => (float[n, 4] y) <float[4] big = {1000, 2000, 3000, 4000}> {
+    a = Add(x, big) b = Relu(a) c = Sub(b, big) d = Exp(c) e = Neg(d) y = Tanh(e)
+}"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\nmain {CANCEL}'), tmp_path / "m.onnx")
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        np.savez(folder / f"s{number}.npz", x=rng.normal(0, 1, (5, 4)).astype(np.float32))
+    return tmp_path / "m.onnx"
+
+
+def run(*arguments: str | Path) -> int:
+    from halfconv.cli import main
+
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_the_tolerance_is_met_and_the_search_is_reported(model: Path) -> None:
+    result = halfconv.convert(model, samples=model.parent / "in")
+    assert result.repair is not None and result.repair.minimal
+    assert 0 < len(result.repair.forced) <= 2 and result.repair.runs <= 30
+    report = halfconv.validate(model, result.output, samples=model.parent / "in")
+    assert report.passed
+    assert result.drift is not None and result.drift.passed
+    shown = [output.measures.rel_l2 for output in result.drift.outputs]
+    assert shown == pytest.approx([output.measures.rel_l2 for output in report.outputs])
+    assert {entry.rule for entry in result.fp32} <= {"io", "repair", "min-cut"}
+    assert {entry.value for entry in result.fp32 if entry.rule == "repair"} >= set(result.repair.forced)
+
+
+def test_without_repair_it_fails_and_leaves_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", model, "--samples", model.parent / "in", "--no-repair", "--save-plan", model.parent / "p.json") == 1
+    said = capsys.readouterr()
+    assert not said.out and said.err.count("\n") == 1
+    assert "the tolerance is not met: y: rel_l2" in said.err and "try: " in said.err
+    assert sorted(path.name for path in model.parent.iterdir()) == ["in", "m.onnx"]
+
+
+def test_a_failed_model_is_kept_for_study_on_request(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = model.parent / "bad.onnx"
+    assert run("convert", model, "--samples", model.parent / "in", "--no-repair", "--force-failed", bad) == 1
+    assert str(bad) in capsys.readouterr().err
+    assert not (model.parent / "m.fp16.onnx").exists()
+    assert not halfconv.validate(model, bad, samples=model.parent / "in").passed
+
+
+def test_a_tolerance_that_nothing_meets_says_why(model: Path) -> None:
+    with pytest.raises(halfconv.CheckFailed, match=r"tolerance is not met.*--keep-io"):
+        halfconv.convert(model, samples=model.parent / "in", half_io=True, tolerance={"max_abs": 1e-12})
+
+
+def test_json_and_ranges_are_what_their_schemas_say(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = model.parent / "r.json"
+    assert run("convert", model, "--samples", model.parent / "in", "--json", "--save-ranges", file) == 0
+    content = json.loads(capsys.readouterr().out)
+    validate("convert", content)
+    assert content["drift"]["passed"] and content["repair"]["minimal"]
+    validate("ranges", json.loads(file.read_text()))
+    ranges = load_ranges(file)
+    assert set(ranges.values) == {"x", "a", "b", "c", "d", "e", "y"} and ranges.samples == 3
+    other = model.parent / "again.onnx"
+    assert run("convert", model, "-o", other, "--samples", model.parent / "in", "--json", "--ranges", file) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["plan_fingerprint"] == content["plan_fingerprint"]
+    assert again["repair"]["runs"] == content["repair"]["runs"] - 1
+
+
+def test_the_console_says_what_was_reached(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", model, "--samples", model.parent / "in") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "drift on 3 samples, in simulation: rel_l2" in said
+    assert "values forced to FP32; none of them can be half;" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tolerance", "rel_l2=1"], "--tolerance needs samples"),
+        (["--save-ranges", "r.json"], "--save-ranges needs samples"),
+        (["--samples", "nothing.npz"], "nothing.npz"),
+        (["--samples", "in", "--tolerance", "rel=1"], "there is no measure 'rel'"),
+        (["--samples", "in", "--ranges", "m.onnx"], "is no JSON"),
+        (["--samples", "in", "--save-ranges", "m.onnx"], "m.onnx"),
+        (["--samples", "in", "--time-limit", "-1"], "--time-limit"),
+        (["--samples", "in", "--metric", "nowhere:f"], "nowhere"),
+    ],
+)
+def test_wrong_options_say_so_in_one_line(
+    model: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    before = model.read_bytes()
+    assert run("convert", "m.onnx", *options) == 2
+    said = capsys.readouterr().err
+    assert words in said and "try: " in said and said.count("\n") == 1
+    assert model.read_bytes() == before and sorted(path.name for path in model.parent.iterdir()) == ["in", "m.onnx"]
+
+
+def test_ranges_of_another_model_or_format_are_refused(model: Path) -> None:
+    file = model.parent / "r.json"
+    halfconv.convert(model, samples=model.parent / "in", save_ranges=file)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "to": "bf16"}))
+    with pytest.raises(halfconv.InputError, match="ranges for bf16"):
+        halfconv.convert(model, samples=model.parent / "in", ranges=file)
+    file.write_text(json.dumps({**content, "values": {"other": next(iter(content["values"].values()))}}))
+    with pytest.raises(halfconv.InputError, match="no value of"):
+        halfconv.convert(model, samples=model.parent / "in", ranges=file)
+
+
+def test_samples_that_can_be_read_once_are_refused(model: Path) -> None:
+    with pytest.raises(halfconv.UsageError, match="only once"):
+        halfconv.convert(model, samples=iter([{"x": np.zeros((1, 4), np.float32)}]))
+
+
+def test_no_time_gives_the_best_plan_there_is(model: Path) -> None:
+    result = halfconv.convert(model, samples=model.parent / "in", time_limit=0)
+    assert result.repair is not None and result.repair.stopped == "time" and not result.repair.minimal
+    assert result.drift is not None and result.drift.passed
+    assert halfconv.validate(model, result.output, samples=model.parent / "in").passed
+
+
+def test_user_rules_beat_the_search(model: Path) -> None:
+    result = halfconv.convert(model, samples=model.parent / "in", block_ops=["Neg"])
+    assert result.drift is not None and result.drift.passed
+    assert {entry.rule for entry in result.fp32 if entry.value == "e"} == {"user-block"}
+    with pytest.raises(halfconv.CheckFailed):
+        halfconv.convert(model, samples=model.parent / "in", allow_ops=["Add", "Relu", "Sub"])
+
+
+def test_the_same_every_time(model: Path) -> None:
+    results = [halfconv.convert(model, model.parent / f"{n}.onnx", samples=model.parent / "in") for n in range(2)]
+    assert results[0].plan == results[1].plan
+    assert (model.parent / "0.onnx").read_bytes() == (model.parent / "1.onnx").read_bytes()
+
+
+BODIES = """
+(float[4] x, int64 n) => (float[4] y) <float[4] big = {1000, 2000, 3000, 4000}, bool yes = {1}> {
+    z = Tanh(x)
+    [loop] s = Loop (n, yes, z) <body = g (int64 i, bool go, float[4] v) => (bool on, float[4] t) {
+        a = Add(v, big) b = Relu(a) c = Sub(b, big) t = Tanh(c) on = Identity(go)
+    }>
+    y = Neg(s)
+}"""
+
+
+def test_the_search_goes_into_bodies(tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\nmain {BODIES}'), tmp_path / "m.onnx")
+    feeds = [{"x": np.array([0.1, 0.2, 0.3, -1], np.float32), "n": np.array(3)}]
+    result = halfconv.convert(tmp_path / "m.onnx", samples=feeds, check=False)
+    assert result.repair is not None and result.repair.minimal
+    assert all(name.startswith("loop.body/") for name in result.repair.forced)
+    assert halfconv.validate(tmp_path / "m.onnx", result.output, samples=feeds).passed
+
+
+# --- real models ---------------------------------------------------------------------------------------------------
+
+#: Model -> a tolerance that its whole conversion breaks.
+REPAIRED = {"resemblyzer_lstm": 1e-2, "silero_vad_op18": 1e-3, "dnsmos_p808": 1e-4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", REPAIRED)
+def test_none_of_what_the_search_forced_can_be_half(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from halfconv import tuning
+
+    ran: list[tuple[frozenset[int], bool]] = []
+    original = tuning.repair
+
+    def watched(ranked: Any, search: Any) -> Any:
+        found = original(ranked, search)
+        for group in found.forced:
+            fewer = frozenset(found.forced) - {group}
+            ran.append((fewer, bool(fewer) and search._test(fewer)))
+        return found
+
+    monkeypatch.setattr(tuning, "repair", watched)
+    result = halfconv.convert(
+        zoo.model(key), tmp_path / "h.onnx", samples=zoo.samples(key), tolerance={"rel_l2": REPAIRED[key]}, check=False
+    )
+    assert result.repair is not None and result.repair.minimal and result.drift is not None and result.drift.passed
+    assert len(ran) == len(result.repair.forced) > 0
+    assert not any(passed for _, passed in ran)
+
+
+@pytest.mark.slow
+def test_magika_keeps_its_answers_with_few_values_in_fp32(tmp_path: Path) -> None:
+    result = halfconv.convert(zoo.model("magika"), tmp_path / "h.onnx", samples=zoo.samples("magika"))
+    total = sum(result.values.values())
+    assert result.values["float"] <= 0.08 * total
+    report = halfconv.validate(zoo.model("magika"), result.output, samples=zoo.samples("magika"))
+    assert report.passed
+    assert (result.repair.runs if result.repair else 2) <= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["dnsmos_sig_bak_ovr", "aecmos_16k", "silero_vad", "resemblyzer_lstm", "plcmos_v2", "rapidocr_cls"])
+def test_real_models_meet_the_default_tolerance(key: str, tmp_path: Path) -> None:
+    result = halfconv.convert(zoo.model(key), tmp_path / "h.onnx", samples=zoo.samples(key), check=False)
+    assert result.drift is not None and result.drift.passed
+    assert (result.repair.runs if result.repair else 2) <= 30
+    assert result.values["half"] >= 0.7 * sum(result.values.values())
