@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from halfconv.report.text import visible
+
 if TYPE_CHECKING:
     from halfconv.inspection import InspectReport
     from halfconv.pipeline import ConvertResult, FloatValue
@@ -53,7 +55,7 @@ def _fp32_table(entries: Iterable[FloatValue], limit: int) -> Table:
 
 def _warn(console: Console, warnings: Iterable[str]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]note:[/] {escape(warning)}")
+        console.print(f"[yellow]note:[/] {escape(visible(warning))}")
 
 
 def _pairs(counts: Mapping[str, int], limit: int = 12) -> str:
