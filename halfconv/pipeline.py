@@ -226,7 +226,8 @@ def plan_model(
     with clock.stage("plan"):
         structure = Structure.of(source.model, names)
         if given is not None:
-            replayed = replay(given, source, names, groups, weights, structure, dtype, half_inputs | half_outputs)
+            border = half_inputs | half_outputs, frozenset(keep_io)
+            replayed = replay(given, source, names, groups, weights, structure, dtype, *border)
             assignment, options = replayed.assignment, replayed.options
             half_inputs, half_outputs = replayed.half_inputs, replayed.half_outputs
         else:

@@ -79,7 +79,7 @@ def _numbered(items: Iterable[Item], colours: Mapping[Item, str]) -> dict[Item, 
 
 
 def _digest(*parts: object) -> str:
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=8).hexdigest()
 
 
 class _Colours:
@@ -112,14 +112,14 @@ class _Colours:
     def _forward(self, graph: ir.Graph, holder: str) -> None:
         """Hash what computes each value."""
         for index, value in enumerate(graph.inputs):
-            self._up[value] = _digest("input", holder, index, str(value.dtype), self.value.get(value))
+            self._up[value] = _digest("input", holder, index, value.dtype and value.dtype.name, self.value.get(value))
         for value in graph.initializers.values():
             if is_weight(value):
                 rank = None if value.const_value is None else len(value.const_value.shape)
-                self._up[value] = _digest("weight", str(value.dtype), rank, self.value.get(value))
+                self._up[value] = _digest("weight", value.dtype and value.dtype.name, rank, self.value.get(value))
         for node in graph:
             plain = [
-                (name, str(attribute.value))
+                (name, list(attribute.value) if attribute.type.name.endswith("S") else attribute.value)
                 for name, attribute in sorted(node.attributes.items())
                 if attribute.type.name in PLAIN
             ]  # fmt: skip

@@ -106,6 +106,7 @@ def replay(
     structure: Structure,
     dtype: ir.DataType,
     half_io: frozenset[str] = frozenset(),
+    keep_io: frozenset[str] = frozenset(),
 ) -> Replay:
     """Carry a plan over to a model.
 
@@ -118,6 +119,7 @@ def replay(
         structure: Marks of its nodes and values.
         dtype: The half-precision type.
         half_io: Inputs and outputs that the user wants in half; none leaves it to the plan.
+        keep_io: Inputs and outputs that the user wants in FP32.
 
     Raises:
         InputError: The plan is for another structure, or says nothing of some value.
@@ -126,7 +128,8 @@ def replay(
     label = str(source.path)
     if plan.structure_sha256 != structure.sha256:
         raise InputError(
-            f"{label}: the plan was made for a model of another structure (other operators, edges or attributes)",
+            f"{label}: the plan was made for a model of another structure (other operators, edges or attributes), or by another "
+            "version of halfconv, which prepares models otherwise",
             "halfconv convert without --plan, and --save-plan for a new plan",
         )
     ids = counterparts(plan.value_marks, {names.value[value]: structure.value[value] for value in groups.produced})
@@ -139,6 +142,8 @@ def replay(
     half_inputs, half_outputs, options = carried.borders(source.model)
     if half_io and half_io != half_inputs | half_outputs:
         raise _contradiction("--half-io", ", ".join(sorted(half_io)))
+    if kept := keep_io & (half_inputs | half_outputs):
+        raise _contradiction("--keep-io", ", ".join(sorted(kept)))
     assignment = carried.assign(fixed_verdicts(source.model, groups, half_inputs, half_outputs))
     if plan.source_sha256 != source.sha256:
         by_id = sum(new == old for new, old in ids.items())

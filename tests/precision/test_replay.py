@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import halfconv
@@ -194,6 +195,27 @@ def test_random_models_replay_exactly(tmp_path_factory: pytest.TempPathFactory, 
 # What a plan cannot do
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=random_models(steps=8), data=st.data())
+def test_no_edit_makes_an_invalid_model(tmp_path_factory: pytest.TempPathFactory, case: RandomModel, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("edit")
+    source = saved(case.model, folder / "m.onnx")
+    plan = plan_model(source).plan
+    edits = {value.id: data.draw(st.sampled_from(["float", "float16"])) for value in plan.values}
+    edited = flipped(plan, **edits)
+    result = halfconv.convert(source, folder / "o.onnx", plan=edited, check=False)
+    onnx.checker.check_model(folder / "o.onnx", full_check=True)
+    assert result.plan is not None
+    impossible = {value.id for value in plan.fp32() if value.rule in ("io", "schema", "kernel", "sequence", "unknown-type")}
+    for value in result.plan.values:
+        if value.dtype == "float16":
+            assert edits[value.id] == "float16" and value.id not in impossible
+        elif edits[value.id] == "float16":
+            assert any(f"half for '{value.id}', which stays FP32" in note for note in result.warnings)
+    (folder / "p.json").write_text(result.plan.to_json(), "utf-8")
+    assert plan_model(source, plan=folder / "p.json").plan == result.plan
+
+
 def test_impossible_beats_the_plan_and_a_note_says_so(folder: Path) -> None:
     graph = "(float[1,1,4,4] x, float[1,2,2,2] g) => (float[1,1,2,2] y) { a = Tanh(x)\n k = GridSample(a, g)\n y = Tanh(k) }"
     path = saved(ir.to_proto(model(graph)), folder / "m.onnx")
@@ -281,6 +303,14 @@ def test_options_that_contradict_the_plan_are_refused(options: dict[str, Any], o
     with pytest.raises(halfconv.UsageError, match=f"^{option}.*contradicts the plan.*; try: leave out --plan"):
         halfconv.convert(source, plan=plan, check=False, **options)
     assert sorted(path.name for path in folder.iterdir()) == ["m.onnx"]
+
+
+def test_an_output_that_the_plan_makes_half_cannot_be_kept(folder: Path) -> None:
+    source = save(folder / "m.onnx")
+    plan = plan_model(source, half_io=["y"]).plan
+    assert plan_model(source, plan=plan, keep_io=["x"]).plan == plan
+    with pytest.raises(halfconv.UsageError, match="--keep-io y contradicts the plan"):
+        plan_model(source, plan=plan, keep_io=["y"])
 
 
 @pytest.mark.parametrize("name", OPTIONS)
