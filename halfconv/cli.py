@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,11 @@ import click
 from halfconv import __version__
 from halfconv.config import find_options
 from halfconv.errors import HalfconvError
+from halfconv.plan_commands import diff, explain, plan_option
+from halfconv.terminal import console as _console
+from halfconv.terminal import json_option as _json_option
+from halfconv.terminal import print_json as _print_json
+from halfconv.terminal import progress as _progress
 
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport
@@ -77,10 +80,6 @@ def _data_options(command: Command) -> Command:
     return command
 
 
-def _json_option(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
-
-
 def _rules(options: dict[str, Any]) -> Rules:
     from halfconv.precision.rules import Rules
 
@@ -130,15 +129,21 @@ def cli() -> None:
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @_rule_options
+@plan_option("Show what this saved plan keeps in FP32, and check that it fits MODEL.")
 @_json_option
-def inspect(model: Path, to: str, target: str, fuse: bool, as_json: bool, **options: Any) -> None:
+def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as_json: bool, **options: Any) -> None:
     """Show what MODEL holds, and what would stay FP32 and why."""
     from halfconv.inspection import inspect as run
 
     with _progress(as_json, f"inspecting {model.name}"):
-        report = run(model, to=to, target=target, rules=_rules(options), fuse=fuse)
+        report = run(model, to=to, target=target, rules=_rules(options), fuse=fuse, plan=plan)
     if as_json:
         _print_json(report.to_dict())
+        return
+    if plan is not None:
+        from halfconv.report.plans import show_fit
+
+        show_fit(report, plan, _console())
         return
     from halfconv.report.console import show_inspect
 
@@ -173,6 +178,7 @@ def inspect(model: Path, to: str, target: str, fuse: bool, as_json: bool, **opti
     show_default=True,
     help="Store weights beside the model; 'auto' does so beyond 2 GB.",
 )
+@plan_option("Replay a saved plan, on the same model or on one of the same structure.")
 @click.option("--save-plan", type=click.Path(path_type=Path), help="Write the precision plan as JSON.")
 @_data_options
 @_json_option
@@ -186,6 +192,7 @@ def convert(
     keep_io: tuple[str, ...],
     check: bool,
     external_data: str,
+    plan: Path | None,
     save_plan: Path | None,
     samples: str | None,
     tolerance: tuple[str, ...],
@@ -218,7 +225,7 @@ def convert(
             block_patterns=options["block_pattern"], allow_ops=options["allow_op"], allow_nodes=options["allow_node"],
             block_list=options["block_list"], samples=samples, tolerance=list(tolerance) or None, tolerance_file=tolerance_file,
             metrics=metric, ranges=ranges, save_ranges=save_ranges, repair=repair, time_limit=time_limit,
-            force_failed=force_failed, on_stage=on_stage,
+            force_failed=force_failed, plan=plan, on_stage=on_stage,
         )  # fmt: skip
     if as_json:
         _print_json(result.to_dict())
@@ -303,6 +310,10 @@ def demo(output: Path | None, as_json: bool) -> None:
         render(report, _console())
 
 
+cli.add_command(diff)
+cli.add_command(explain)
+
+
 def _annotate(report: DriftReport) -> None:
     """Annotate the run in GitHub Actions, which reads commands from either stream."""
     from halfconv.report.github import annotations, in_github_actions
@@ -314,40 +325,6 @@ def _annotate(report: DriftReport) -> None:
 
 def _names(given: tuple[str, ...]) -> list[str]:
     return [name for text in given for name in text.split(",") if name]
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(soft_wrap=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool, title: str) -> Iterator[Callable[[str], None] | None]:
-    """Show the running stage on stderr, where a person is looking."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(title) as status:
-        yield lambda stage: status.update(f"{title}: {stage}")
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    """Print JSON in which NaN and infinities are null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if value - value == 0 else None
-        if isinstance(value, dict):
-            return {key: clean(entry) for key, entry in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [clean(entry) for entry in value]
-        return value
-
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    click.echo(json.dumps(clean(content), ensure_ascii=not unicode, allow_nan=False))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from halfconv.pipeline import plan_model
+from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.rules import Rules
 from halfconv.result import FloatValue
 
@@ -118,6 +119,7 @@ def inspect(
     target: str = "portable",
     rules: Rules | None = None,
     fuse: bool = True,
+    plan: str | os.PathLike[str] | PrecisionPlan | None = None,
 ) -> InspectReport:
     """Report what a model holds and what a conversion would leave in FP32.
 
@@ -127,12 +129,13 @@ def inspect(
         target: The kind of hardware that the model would be made for.
         rules: What the user wants kept in FP32 or forced to half.
         fuse: Whether decomposed norms would become one operator.
+        plan: A saved plan that a conversion would replay; its types and reasons are reported.
 
     Raises:
-        InputError: The model cannot be used.
+        InputError: The model cannot be used, or the plan does not fit it.
         UsageError: A rule matches nothing.
     """
-    planned = plan_model(model, to=to, target=target, rules=rules, fuse=fuse)
+    planned = plan_model(model, to=to, target=target, rules=rules, fuse=fuse, plan=plan)
     graph, source = planned.source.model.graph, planned.source
     dtypes: Counter[str] = Counter()
     for scope in planned.names.scopes:

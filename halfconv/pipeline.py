@@ -17,11 +17,14 @@ from halfconv.clock import StageClock
 from halfconv.errors import CheckFailed, UsageError
 from halfconv.graph.names import Names
 from halfconv.graph.prepare import Prepared, prepare
+from halfconv.graph.structure import Structure
 from halfconv.graph.typegroups import TypeGroups
 from halfconv.model import SourceModel, load
+from halfconv.plan_file import read_plan
 from halfconv.precision.constants import WeightStats, constant_ranges, weight_stats
 from halfconv.precision.plan import PrecisionPlan
-from halfconv.precision.planner import Assignment, assign, build_plan, keep_all, structure_hash
+from halfconv.precision.planner import Assignment, assign, build_plan, keep_all
+from halfconv.precision.replay import replay, settle
 from halfconv.precision.rewrite import RewritePass
 from halfconv.precision.rules import Decision, Rules, Strength, decisions
 from halfconv.profile import profile_path, write_profile
@@ -57,7 +60,8 @@ class Planned:
         half_inputs: Names of model inputs that become half.
         half_outputs: Names of model outputs that become half.
         rules: The user's rules.
-        decided: What rules and constants say about nodes.
+        decided: What rules and constants say about nodes; None where a plan was replayed.
+        structure: Marks of the model's nodes and values.
         seconds: Seconds by stage.
     """
 
@@ -72,7 +76,8 @@ class Planned:
     half_inputs: frozenset[str]
     half_outputs: frozenset[str]
     rules: Rules
-    decided: list[Decision]
+    decided: list[Decision] | None
+    structure: Structure
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -85,11 +90,16 @@ def plan_model(
     half_io: bool | Iterable[str] = False,
     keep_io: Iterable[str] = (),
     fuse: bool = True,
+    plan: str | os.PathLike[str] | PrecisionPlan | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Planned:
     """Load, prepare and plan a model; see `convert` for the arguments and errors."""
     rules = rules or Rules()
     rules.check()
+    given = plan if plan is None or isinstance(plan, PrecisionPlan) else read_plan(plan)
+    if given is not None:
+        settings = settle(given, rules=rules, to=to, target=target, fuse=fuse)
+        to, target, fuse = settings.to, settings.target, settings.fuse
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}", "--to " + " or ".join(FORMATS))
     if target not in TARGETS:
@@ -105,33 +115,40 @@ def plan_model(
     with clock.stage("weights"):
         weights = weight_stats(names, groups, dtype)
     with clock.stage("plan"):
-        structure = structure_hash(source.model, names)
-        decided = list(decisions(names, rules))
-        for match in constant_ranges(names, groups, weights, dtype):
-            decided += [
-                Decision(node, False, Strength.MEASURED, match.why, "constant-range", match.culprit, match.figures)
-                for node in match.nodes
-            ]
-        assignment = assign(source.model, names, groups, decided, half_inputs, half_outputs)
-        if _converted(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs:
-            assignment = keep_all(groups)  # converting twice changes nothing
-        options = {**rules.to_dict(), **({} if fuse else {"fuse": False})}
-        if half_inputs or half_outputs:
-            options["half_io"] = sorted(half_inputs | half_outputs)
-        plan = build_plan(
+        structure, decided = Structure.of(source.model, names), None
+        if given is not None:
+            border = half_inputs | half_outputs, frozenset(keep_io)
+            replayed = replay(given, source, names, groups, weights, structure, dtype, *border)
+            assignment, options = replayed.assignment, replayed.options
+            half_inputs, half_outputs = replayed.half_inputs, replayed.half_outputs
+        else:
+            decided = list(decisions(names, rules))
+            for match in constant_ranges(names, groups, weights, dtype):
+                decided += [
+                    Decision(node, False, Strength.MEASURED, match.why, "constant-range", match.culprit, match.figures)
+                    for node in match.nodes
+                ]
+            assignment = assign(source.model, names, groups, decided, half_inputs, half_outputs)
+            if _converted(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs:
+                assignment = keep_all(groups)  # converting twice changes nothing
+            options = {**rules.to_dict(), **({} if fuse else {"fuse": False})}
+            if half_inputs or half_outputs:
+                options["half_io"] = sorted(half_inputs | half_outputs)
+        made = build_plan(
             names, groups, assignment, source_sha256=source.sha256, structure=structure, to=to, target=target,
             options=options, dtype=dtype,
         )  # fmt: skip
     return Planned(
-        source, prepared, names, groups, weights, assignment, plan, dtype, half_inputs, half_outputs, rules, decided, clock.seconds
-    )
+        source, prepared, names, groups, weights, assignment, made, dtype, half_inputs, half_outputs, rules, decided, structure,
+        clock.seconds,
+    )  # fmt: skip
 
 
 def _replanned(planned: Planned, assignment: Assignment) -> PrecisionPlan:
     """Write the plan anew for another assignment."""
     old = planned.plan
     return build_plan(
-        planned.names, planned.groups, assignment, source_sha256=old.source_sha256, structure=old.structure_sha256, to=old.to,
+        planned.names, planned.groups, assignment, source_sha256=old.source_sha256, structure=planned.structure, to=old.to,
         target=old.target, options=old.options, dtype=planned.dtype,
     )  # fmt: skip
 
@@ -154,6 +171,7 @@ def convert(
     fuse: bool = True,
     check: bool = True,
     external_data: str = "auto",
+    plan: str | os.PathLike[str] | PrecisionPlan | None = None,
     save_plan: str | os.PathLike[str] | None = None,
     samples: Any = None,
     tolerance: Mapping[str, float] | Sequence[str] | None = None,
@@ -185,6 +203,8 @@ def convert(
         fuse: Whether decomposed norms become one operator.
         check: Whether to check the written file (ONNX's checker, interface, a session in a child process).
         external_data: ``auto`` (beside the model only beyond 2 GB), ``always`` or ``never``.
+        plan: A saved plan to replay on the same model, or on one of the same structure; rules beside it must be those it was made
+            with.
         save_plan: Where to write the plan as JSON.
         samples: Real inputs, see `halfconv.samples.open_samples`. With them, measured ranges and simulation decide in place of the
             default block list, and values are forced to FP32 until the tolerance holds.
@@ -232,10 +252,14 @@ def convert(
         block_list=block_list,
     )
     planned = plan_model(
-        source_path, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, on_stage=on_stage
+        source_path, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, plan=plan, on_stage=on_stage
     )
+    to, target = planned.plan.to, planned.plan.target
     check_output_path(source_path, target_path, planned.source.data_files)
     profile = profile_path(target_path)
+    for written_file in (target_path, profile):
+        if plan is not None and not isinstance(plan, PrecisionPlan) and written_file.exists() and written_file.samefile(plan):
+            raise UsageError(f"the plan {plan} would be overwritten", "another -o")
     if profile.exists() and any(profile.samefile(file) for file in (source_path, *planned.source.data_files)):
         raise UsageError(f"the run profile of {target_path} would overwrite the input {profile}", "another -o")
     for side in (save_plan, save_ranges):

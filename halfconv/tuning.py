@@ -112,9 +112,11 @@ def tune(planned: Planned, tuning: Tuning, on_stage: Callable[[str], None] | Non
     gate = make_gate(planned.plan.to, names, tuning.tolerance, file, tuple(wanted))
     said("ranges")
     ranges = _ranges(planned, samples, tuning)
-    decided = [d for d in planned.decided if not _cleared(d, planned)]
-    decided += range_decisions(planned.names, planned.groups, ranges.values, to)
-    assignment = _assign(planned, decided)
+    decided = None
+    if planned.decided is not None:
+        decided = [d for d in planned.decided if not _cleared(d, planned)]
+        decided += range_decisions(planned.names, planned.groups, ranges.values, to)
+    assignment = planned.assignment if decided is None else _assign(planned, decided)
     with evaluate_file(source.path) as reference:
         trials = Trials(
             source, reference.run, samples, gate, wanted, to,
@@ -122,8 +124,8 @@ def tune(planned: Planned, tuning: Tuning, on_stage: Callable[[str], None] | Non
             on_run=lambda run: said(f"simulation, run {run}"),
         )  # fmt: skip
         trial = trials.run(assignment.half)
-        found, why = None, ""
-        if not trial.passed and tuning.repair:
+        found, why = None, "" if decided is not None else "the plan was made for other weights or samples"
+        if not trial.passed and tuning.repair and decided is not None:
             extra = 1 if tuning.ranges is None else 0
             assignment, trial, found, why = _repaired(planned, decided, ranges, trials, assignment, trial, deadline, extra, begun)
     drift = DriftReport(

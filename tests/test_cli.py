@@ -320,9 +320,9 @@ def test_reader_that_stops_early_is_no_error(model: Path, folder: Path) -> None:
 
 
 def test_nan_and_infinities_become_null(capfd: pytest.CaptureFixture[str]) -> None:
-    from halfconv.cli import _print_json
+    from halfconv.terminal import print_json
 
-    _print_json({"a": float("nan"), "b": [float("inf"), (-float("inf"), 1.5)], "c": {"d": float("nan"), "e": "é", "f": None}})
+    print_json({"a": float("nan"), "b": [float("inf"), (-float("inf"), 1.5)], "c": {"d": float("nan"), "e": "é", "f": None}})
     text = capfd.readouterr().out
     assert text == '{"a": null, "b": [null, [null, 1.5]], "c": {"d": null, "e": "é", "f": null}}\n'
 

@@ -254,7 +254,7 @@ def test_examples_run_here(tmp_path: Path) -> None:
             shell(here(script), tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     made = {f"magika.{kind}.onnx{more}" for kind in ("fp16", "tuned") for more in ("", ".profile.json")}
-    assert names == {"magika.onnx", "magika.plan.json", *made}
+    assert names == {"magika.onnx", "magika.plan.json", "tanh.plan.json", *made}
 
 
 def test_library_example_runs(tmp_path: Path) -> None:

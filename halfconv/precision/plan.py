@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["PlannedValue", "PrecisionPlan"]
+__all__ = ["SCHEMA_VERSION", "PlannedRead", "PlannedValue", "PrecisionPlan", "counterparts"]
 
 SCHEMA_VERSION = 1
 
@@ -22,9 +23,9 @@ class PlannedValue:
         dtype: ``float16``, ``bfloat16`` or ``float``.
         reason: Why it is FP32, in words; empty for a half value.
         rule: The row that decided; empty for a half value.
-        node: Id of the node that caused it.
-        op: Operator of that node.
-        figures: Numbers that the reason rests on.
+        node: Id of the node that caused it; of an input or output of the model, its name.
+        op: Operator of that node; ``Input`` or ``Output`` for the model's own.
+        figures: Numbers that the reason rests on; None for NaN and infinities.
     """
 
     id: str
@@ -32,8 +33,23 @@ class PlannedValue:
     reason: str = ""
     rule: str = ""
     node: str = ""
-    op: str = field(default="", compare=False)  # follows from the node; plan files leave it out
-    figures: Mapping[str, float] = field(default_factory=dict)
+    op: str = ""
+    figures: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRead:
+    """What a node reads that produces no floating-point value in the same type: a comparison, a Cast to integers.
+
+    Attributes:
+        node: Id of the node.
+        input: Index of the input.
+        dtype: What it is read in.
+    """
+
+    node: str
+    input: int
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +58,16 @@ class PrecisionPlan:
 
     Attributes:
         source_sha256: SHA-256 of the model file that was planned.
-        structure_sha256: Hash of the graph's structure (operators, edges, ids), which retraining does not change.
+        structure_sha256: Hash of the graph's structure (see `halfconv.graph.structure`), which neither retraining nor other
+            names change.
         to: ``fp16`` or ``bf16``.
         target: The kind of hardware that the plan is made for.
         options: Options that shaped the plan.
         values: One entry per value, sorted by id.
         casts: (value, type) pairs that need a Cast, sorted.
+        reads: What is read by nodes whose type no value tells, sorted.
+        value_marks: Value id -> its mark in the structure, by which a model with other names is recognised.
+        node_marks: Id of each node that the plan names -> its mark.
     """
 
     source_sha256: str
@@ -57,6 +77,9 @@ class PrecisionPlan:
     options: Mapping[str, Any]
     values: tuple[PlannedValue, ...]
     casts: tuple[tuple[str, str], ...]
+    reads: tuple[PlannedRead, ...] = ()
+    value_marks: Mapping[str, str] = field(default_factory=dict)
+    node_marks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def half(self) -> int:
@@ -74,17 +97,22 @@ class PrecisionPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON data, in a stable order."""
-        content = asdict(self)
-        for entry in content["values"]:
-            del entry["op"]
-            entry["figures"] = dict(sorted(entry["figures"].items()))
-        content["options"] = dict(sorted(content["options"].items()))
-        content["casts"] = [{"value": value, "to": to} for value, to in self.casts]
-        return {"schema_version": SCHEMA_VERSION, **content, "values": list(content["values"])}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source_sha256": self.source_sha256,
+            "structure_sha256": self.structure_sha256,
+            "to": self.to,
+            "target": self.target,
+            "options": dict(sorted(self.options.items())),
+            "values": [{**asdict(value), "figures": _finite(value.figures)} for value in self.values],
+            "casts": [{"value": value, "to": to} for value, to in self.casts],
+            "reads": [asdict(read) for read in self.reads],
+            "marks": {"values": dict(sorted(self.value_marks.items())), "nodes": dict(sorted(self.node_marks.items()))},
+        }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> PrecisionPlan:
-        """Read what `to_dict` wrote.
+        """Read what `to_dict` wrote; `halfconv.plan_file.read_plan` reads a file that may hold anything.
 
         Raises:
             KeyError: A field is missing.
@@ -100,6 +128,9 @@ class PrecisionPlan:
             options=dict(content["options"]),
             values=tuple(PlannedValue(**entry) for entry in content["values"]),
             casts=tuple((entry["value"], entry["to"]) for entry in content["casts"]),
+            reads=tuple(PlannedRead(**entry) for entry in content["reads"]),
+            value_marks=dict(content["marks"]["values"]),
+            node_marks=dict(content["marks"]["nodes"]),
         )
 
     def to_json(self) -> str:
@@ -117,7 +148,26 @@ class PrecisionPlan:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over what the plan decides: types and Casts, not the words."""
-        return _digest([(value.id, value.dtype) for value in self.values], self.casts, self.to)
+        reads = [(read.node, read.input, read.dtype) for read in self.reads]
+        return _digest([(value.id, value.dtype) for value in self.values], self.casts, reads, self.to)
+
+
+def counterparts(wanted: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
+    """Find what is the same in two models of one structure, by marks (see `halfconv.graph.structure`).
+
+    Args:
+        wanted: Id -> mark in the one model.
+        present: Id -> mark in the other.
+
+    Returns:
+        Id in the other model -> id in the one; what has no counterpart is absent.
+    """
+    ids = {mark: id_ for id_, mark in wanted.items()}
+    return {id_: ids[mark] for id_, mark in present.items() if mark in ids}
+
+
+def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: figure if figure is not None and math.isfinite(figure) else None for name, figure in sorted(figures.items())}
 
 
 def _digest(*parts: Iterable[Any]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,14 +11,15 @@ from typing import Any
 import onnx_ir as ir
 
 from halfconv.graph.names import Names
+from halfconv.graph.structure import Structure
 from halfconv.graph.typegroups import Forced, TypeGroups, is_weight
 from halfconv.precision.cost import EXACT_OPS, cast_time, float_time
 from halfconv.precision.mincut import CastCost, minimum_cut
-from halfconv.precision.plan import PlannedValue, PrecisionPlan
+from halfconv.precision.plan import PlannedRead, PlannedValue, PrecisionPlan
 from halfconv.precision.rewrite import cast_ids
 from halfconv.precision.rules import Decision, Strength
 
-__all__ = ["Assignment", "Verdict", "assign", "build_plan", "keep_all", "structure_hash"]
+__all__ = ["Assignment", "Verdict", "assign", "build_plan", "count_groups", "fixed_verdicts", "keep_all"]
 
 #: A model that reads weights of more elements is worth converting even if it only moves them.
 WORTH_STORING = 1024
@@ -46,7 +45,7 @@ class Verdict:
     rule: str
     node: str
     op: str
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -56,7 +55,7 @@ class Assignment:
     Attributes:
         half: For each group, whether it is half.
         verdicts: Group -> what decided it; groups that nobody but the min-cut decided are absent.
-        overruled: Decisions of the block list and of measurements that an allow rule beat.
+        overruled: Decisions that a stronger one beat, where a person asked for it: an allow rule, or a plan file.
     """
 
     half: list[bool]
@@ -84,8 +83,7 @@ def assign(
         half_outputs: Names of model outputs that become half.
         float_price: What an operator in FP32 costs beside its time, in ns: 0 where half has not proven itself.
     """
-    verdicts: dict[int, Verdict] = {g: _forced(why) for g, why in groups.forced.items()}
-    verdicts |= _borders(model, groups, half_inputs, half_outputs)
+    verdicts = fixed_verdicts(model, groups, half_inputs, half_outputs)
     overruled: dict[str, None] = {}
     for decision in decided:
         culprit = names.node[decision.culprit]
@@ -108,9 +106,22 @@ def assign(
 
 def keep_all(groups: TypeGroups) -> Assignment:
     """Leave every FP32 value of a model as it is: it was converted before."""
-    count = 1 + max([*groups.produced.values(), *groups.read.values(), *groups.returned.values()], default=-1)
+    count = count_groups(groups)
     why = "the model was converted before, and this value was left in FP32"
     return Assignment([False] * count, {g: Verdict(False, Strength.BLOCK_LIST, why, "converted", "", "") for g in range(count)}, [])
+
+
+def count_groups(groups: TypeGroups) -> int:
+    """Return the number of groups."""
+    return 1 + max([*groups.produced.values(), *groups.read.values(), *groups.returned.values()], default=-1)
+
+
+def fixed_verdicts(
+    model: ir.Model, groups: TypeGroups, half_inputs: frozenset[str], half_outputs: frozenset[str]
+) -> dict[int, Verdict]:
+    """Return what nothing beats: groups that cannot be half, and the model's inputs and outputs."""
+    verdicts = {group: _forced(why) for group, why in groups.forced.items()}
+    return verdicts | _borders(model, groups, half_inputs, half_outputs)
 
 
 def _forced(why: Forced) -> Verdict:
@@ -133,7 +144,7 @@ def _borders(model: ir.Model, groups: TypeGroups, half_inputs: frozenset[str], h
 
 def _cut(groups: TypeGroups, verdicts: Mapping[int, Verdict], float_price: float) -> list[bool]:
     """Decide the free groups: least time on the target."""
-    count = 1 + max([*groups.produced.values(), *groups.read.values(), *groups.returned.values()], default=-1)
+    count = count_groups(groups)
     as_half, as_float = [0.0] * count, [0.0] * count
     for group, nodes in groups.nodes.items():
         for node in nodes:
@@ -262,7 +273,7 @@ def build_plan(
     assignment: Assignment,
     *,
     source_sha256: str,
-    structure: str,
+    structure: Structure,
     to: str,
     target: str,
     options: Mapping[str, Any],
@@ -293,28 +304,28 @@ def build_plan(
                 dict(verdict.figures),
             )
         )
+    reads = _reads(names, groups, assignment, half_name)
+    named = {value.node for value in values} | {read.node for read in reads}
     return PrecisionPlan(
         source_sha256=source_sha256,
-        structure_sha256=structure,
+        structure_sha256=structure.sha256,
         to=to,
         target=target,
         options=dict(options),
         values=tuple(sorted(values, key=lambda value: value.id)),
         casts=cast_ids(groups, assignment.half, names, half_name),
+        reads=reads,
+        value_marks={names.value[value]: structure.value[value] for value in groups.produced},
+        node_marks={id_: structure.node[node] for node, id_ in names.node.items() if id_ in named},
     )
 
 
-def structure_hash(model: ir.Model, names: Names) -> str:
-    """Hash operators, edges and attributes that are no weights: what retraining leaves as it is."""
-    digest = hashlib.sha256()
-    for node in names.nodes():
-        inputs = [names.value.get(value, "") if value is not None else "" for value in node.inputs]
-        outputs = [value.name for value in node.outputs]
-        plain = {
-            name: str(attribute.value)
-            for name, attribute in sorted(node.attributes.items())
-            if attribute.type.name in ("FLOAT", "INT", "STRING", "FLOATS", "INTS", "STRINGS")
-        }
-        digest.update(json.dumps([node.domain, node.op_type, inputs, outputs, plain], ensure_ascii=False).encode())
-    digest.update(json.dumps(dict(sorted(model.opset_imports.items()))).encode())
-    return digest.hexdigest()
+def _reads(names: Names, groups: TypeGroups, assignment: Assignment, half_name: str) -> tuple[PlannedRead, ...]:
+    """Return the reads whose groups hold no value, and are free: what a plan's values and Casts do not tell."""
+    told = set(groups.produced.values()) | set(groups.forced)
+    found = [
+        PlannedRead(names.node[node], index, half_name if assignment.half[group] else "float")
+        for (node, index), group in groups.read.items()
+        if group not in told
+    ]
+    return tuple(sorted(found, key=lambda read: (read.node, read.input)))

@@ -31,6 +31,11 @@ def _bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def _plain(text: str) -> str:
+    """Return a text from a model or a plan as text: no markup, and nothing that drives a terminal."""
+    return escape(visible(text))
+
+
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
@@ -48,7 +53,7 @@ def _fp32_table(entries: Iterable[FloatValue], limit: int) -> Table:
         table.add_column(column, **options)  # type: ignore[arg-type]  # rich types each option apart
     for key, count in rows.most_common(limit):
         which = ", ".join(names[key][:SHOWN]) + (f" and {count - SHOWN} more" if count > SHOWN else "")
-        table.add_row(str(count), escape(key[0]), escape(key[1]), escape(which))
+        table.add_row(str(count), _plain(key[0]), _plain(key[1]), _plain(which))
     if len(rows) > limit:
         table.add_row("…", "", f"{len(rows) - limit} more reasons; --json lists them all", "")
     return table
@@ -56,7 +61,7 @@ def _fp32_table(entries: Iterable[FloatValue], limit: int) -> Table:
 
 def _warn(console: Console, warnings: Iterable[str]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]note:[/] {escape(warning)}")
+        console.print(f"[yellow]note:[/] {_plain(warning)}")
 
 
 def _pairs(counts: Mapping[str, int], limit: int = 12) -> str:
@@ -67,7 +72,7 @@ def _pairs(counts: Mapping[str, int], limit: int = 12) -> str:
 def show_convert(result: ConvertResult, console: Console) -> None:
     """Print what a conversion did."""
     half, total = result.values["half"], sum(result.values.values())
-    console.print(f"[bold]{escape(str(result.output))}[/]  {result.to}, opset {result.opset}, {result.nodes:,} nodes")
+    console.print(f"[bold]{_plain(str(result.output))}[/]  {result.to}, opset {result.opset}, {result.nodes:,} nodes")
     console.print(
         f"  {half:,} of {total:,} values in half ({_share(half, total)}), {result.casts} casts; "
         f"{_bytes(result.bytes_before)} → {_bytes(result.bytes_after)}; {sum(result.seconds.values()):.1f} s"
@@ -97,7 +102,7 @@ def show_convert(result: ConvertResult, console: Console) -> None:
         )
     for constant in result.constants[:8]:
         console.print(
-            f"  constant {escape(constant.name)}: {constant.saturated} of {constant.size} saturated, "
+            f"  constant {_plain(constant.name)}: {constant.saturated} of {constant.size} saturated, "
             f"{constant.flushed} flushed to zero (largest {constant.absmax:.4g})"
         )
     if len(result.constants) > 8:
@@ -123,10 +128,10 @@ def _drift(report: DriftReport, console: Console) -> None:
 def show_inspect(report: InspectReport, console: Console) -> None:
     """Print what a model holds."""
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in report.opsets.items())
-    console.print(f"[bold]{escape(str(report.model))}[/]  {_bytes(report.bytes)}, IR {report.ir_version}, {opsets}")
+    console.print(f"[bold]{_plain(str(report.model))}[/]  {_bytes(report.bytes)}, IR {report.ir_version}, {opsets}")
     for side, values in (("in", report.inputs), ("out", report.outputs)):
         for name, kind in values:
-            console.print(f"  {side:3} {escape(name)}: {escape(kind)}")
+            console.print(f"  {side:3} {_plain(name)}: {_plain(kind)}")
     console.print(f"  {report.nodes:,} nodes: {_pairs(report.ops)}")
     weights = ", ".join(f"{kind} {_bytes(size)}" for kind, size in report.dtypes.items())
     console.print(f"  weights: {weights or 'none'}")
@@ -141,7 +146,7 @@ def show_inspect(report: InspectReport, console: Console) -> None:
             table.add_column(column, justify="left" if column == "weight" else "right")
         for odd in report.weights[:12]:
             table.add_row(
-                escape(odd.name), f"{odd.size:,}", f"{odd.absmax:.4g}", f"{odd.saturated:,}", f"{odd.flushed:,}",
+                _plain(odd.name), f"{odd.size:,}", f"{odd.absmax:.4g}", f"{odd.saturated:,}", f"{odd.flushed:,}",
                 f"{odd.nonfinite:,}",
             )  # fmt: skip
         if len(report.weights) > 12:

@@ -11,9 +11,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from halfconv.cli import _print_json
 from halfconv.drift.baseline import FIGURES
 from halfconv.drift.report import DriftReport, LayerDrift, Measures
+from halfconv.terminal import print_json
 from tests.report import EVIL, bad, good
 
 
@@ -26,7 +26,7 @@ def check(content: Any) -> None:
 
 
 def printed(report: DriftReport, capsys: pytest.CaptureFixture[str]) -> Any:
-    _print_json(report.to_dict())
+    print_json(report.to_dict())
     return json.loads(capsys.readouterr().out)
 
 

@@ -7,8 +7,9 @@ import json
 import onnx_ir as ir
 import pytest
 
+from halfconv.graph.structure import Structure
 from halfconv.precision.plan import PlannedValue, PrecisionPlan
-from halfconv.precision.planner import Assignment, assign, build_plan, structure_hash
+from halfconv.precision.planner import Assignment, assign, build_plan
 from halfconv.precision.rules import Rules, decisions
 from tests.graph import group, grouped
 
@@ -21,7 +22,7 @@ def plan(
     made, names, groups = grouped(graph, **options)
     found: Assignment = assign(made, names, groups, decisions(names, rules or Rules()), frozenset(half_in), frozenset(half_out))
     return build_plan(
-        names, groups, found, source_sha256="0" * 64, structure=structure_hash(made, names), to="fp16", target="portable",
+        names, groups, found, source_sha256="0" * 64, structure=Structure.of(made, names), to="fp16", target="portable",
         options={}, dtype=FP16,
     )  # fmt: skip
 
@@ -125,7 +126,7 @@ def test_the_fingerprint_follows_the_types_and_not_the_words() -> None:
 def test_the_structure_is_the_same_after_retraining_only() -> None:
     def hashed(graph: str, **options: object) -> str:
         made, names, _ = grouped(graph, **options)
-        return structure_hash(made, names)
+        return Structure.of(made, names).sha256
 
     one = "(float[2] x) => (float[2] y) <float[2] w = {1, 2}> { a = Mul(x, w)\n y = Elu <alpha = 1.0> (a) }"
     assert hashed(one) == hashed(one.replace("{1, 2}", "{3, 4}"))
