@@ -26,6 +26,7 @@ from halfconv.drift.surface import BODIES
 from halfconv.graph.lift import lift
 from halfconv.graph.names import values_of
 from halfconv.graph.prepare import UniqueNamesPass
+from halfconv.graph.raise_opset import RAISING
 from halfconv.samples import Sample
 
 __all__ = ["first_bad", "localise"]
@@ -182,7 +183,7 @@ def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> 
 
 def _raised(model: ir.Model, opset: int) -> bool:
     """Raise a model's opset: by halfconv's own rules, or else by the converters of onnxscript and onnx."""
-    if lift(model, opset):
+    if lift(model, opset) or lift(model, opset, RAISING):
         return True
     from onnxscript import version_converter
 

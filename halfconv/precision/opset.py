@@ -1,0 +1,112 @@
+"""Whether a model must be raised to opset 22 so that its operators may be BF16, and raising it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from halfconv.graph.kernels import on_any, support
+from halfconv.graph.names import Names
+from halfconv.graph.prepare import Prepared, prepare
+from halfconv.graph.raise_opset import BF16_OPSET, raise_opset
+from halfconv.graph.schema import signature
+from halfconv.graph.typegroups import TypeGroups, is_float
+from halfconv.precision.cost import EXACT_OPS
+from halfconv.precision.formats import BF16, HalfFormat
+from halfconv.precision.rules import Decision, Rules, decisions
+
+__all__ = ["decide", "needs_raising"]
+
+#: The formats that most operators take from opset 22 on only.
+RAISED = (BF16,)
+
+
+def decide(
+    model: ir.Model, rules: Rules, to: HalfFormat, done: Prepared, *, label: str, fuse: bool, raising: bool
+) -> tuple[Names, list[Decision], int]:
+    """Take the rules' decisions on a prepared model; raise it first where an operator that they let go is half only at opset 22.
+
+    Args:
+        model: The prepared model.
+        rules: The user's rules.
+        to: The half-precision format.
+        done: What preparing the model did; what preparing the raised model does is added.
+        label: What messages call the model.
+        fuse: Whether decomposed norms become one operator.
+        raising: Whether the model may be raised at all.
+
+    Returns:
+        The model's ids, the decisions, and the opset from which it was raised (0: it was not).
+
+    Raises:
+        UnsupportedModel: The model must be raised and cannot be.
+        UsageError: A rule matches nothing.
+    """
+    names = Names.of(model)
+    decided = list(decisions(names, rules, to))
+    opset = model.opset_imports.get("", 0)
+    if to not in RAISED or not raising or not 0 < opset < BF16_OPSET:
+        return names, decided, 0
+    kept = _kept(decided)
+    if not any(_gains(node, opset, to.dtype) for node in names.nodes() if node not in kept):
+        return names, decided, 0
+    lost = sorted({node.op_type for node in names.nodes() if _loses(node, opset)})
+    raise_opset(model, label)
+    again = prepare(model, label=label, fuse=fuse)
+    again.notes.append(f"the model was raised to opset {BF16_OPSET}, which BF16 needs: ONNX Runtime 1.20 and older do not load it")
+    if lost:
+        again.notes.append(
+            f"ONNX Runtime runs {', '.join(lost)} of opset {BF16_OPSET} on the CPU: its CUDA kernels end at older opsets"
+        )
+    done.add(again)
+    names = Names.of(model)
+    return names, list(decisions(names, rules, to)), opset
+
+
+def needs_raising(names: Names, groups: TypeGroups, half: Sequence[bool], opset: int, to: ir.DataType) -> bool:
+    """Tell whether a plan holds values in half that the model's own opset forbids.
+
+    Args:
+        names: Ids of the raised model's nodes.
+        groups: Its type groups.
+        half: For each group, whether it is half.
+        opset: The opset before raising.
+        to: BFLOAT16.
+    """
+    return any(any(half[group] for group in groups.of_node(node)) and not _able(node, opset, to) for node in names.nodes())
+
+
+def _kept(decided: Sequence[Decision]) -> set[ir.Node]:
+    """Return the nodes whose strongest decision is FP32."""
+    strongest: dict[ir.Node, Decision] = {}
+    for decision in decided:
+        known = strongest.get(decision.node)
+        if known is None or decision.strength < known.strength:
+            strongest[decision.node] = decision
+    return {node for node, decision in strongest.items() if not decision.half}
+
+
+def _able(node: ir.Node, opset: int, to: ir.DataType) -> bool:
+    """Tell whether some FP32 input or output of a node may be half at an opset."""
+    found = signature("", node.op_type, opset)
+    if found is None:
+        return False
+    variables = {found.input_variable(i) for i, value in enumerate(node.inputs) if is_float(value)}
+    variables |= {found.output_variable(i) for i, value in enumerate(node.outputs) if is_float(value)}
+    allowed = frozenset(name for name in variables if found.may_hold(name, to))
+    return bool(allowed & support("", node.op_type, found, allowed, to).half)
+
+
+def _gains(node: ir.Node, opset: int, to: ir.DataType) -> bool:
+    """Tell whether a node that computes may be half at opset 22 and not at its own."""
+    standard = node.domain in ("", "ai.onnx") and node.op_type not in EXACT_OPS
+    return standard and _able(node, BF16_OPSET, to) and not _able(node, opset, to)
+
+
+def _loses(node: ir.Node, opset: int) -> bool:
+    """Tell whether CUDA has a kernel of a node's version, and none of its version at opset 22."""
+    if node.domain not in ("", "ai.onnx") or not any(is_float(output) for output in node.outputs):
+        return False
+    since, later = signature("", node.op_type, opset), signature("", node.op_type, BF16_OPSET)
+    return since is not None and later is not None and on_any(node.op_type, since.since) and not on_any(node.op_type, later.since)
