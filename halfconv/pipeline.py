@@ -207,6 +207,7 @@ def plan_model(
         raise UsageError(f"unknown format {to!r}", "--to " + " or ".join(FORMATS))
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}", "one of " + ", ".join(TARGETS))
+    FORMATS[to].check_target(target)
     dtype, clock = FORMATS[to].dtype, StageClock(on_stage)
     with clock.stage("load"):
         source = load(model)
@@ -215,8 +216,9 @@ def plan_model(
         prepared = prepare(source.model, label=str(source.path), fuse=fuse)
         untouched = _converted(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs
         names, decided, raised = decide(
-            source.model, rules, FORMATS[to], prepared, label=str(source.path), fuse=fuse, raising=raising and not untouched
-        )
+            source.model, rules, FORMATS[to], prepared, label=str(source.path), fuse=fuse,
+            half_io=bool(half_inputs | half_outputs), raising=raising and not untouched,
+        )  # fmt: skip
         groups = TypeGroups.of(source.model, names, dtype)
     with clock.stage("weights"):
         weights = weight_stats(names, groups, dtype)

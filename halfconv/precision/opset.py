@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -20,10 +20,12 @@ __all__ = ["decide", "needs_raising"]
 
 #: The formats that most operators take from opset 22 on only.
 RAISED = (BF16,)
+#: The first opset in which Cast takes BF16.
+CAST_OPSET = 13
 
 
 def decide(
-    model: ir.Model, rules: Rules, to: HalfFormat, done: Prepared, *, label: str, fuse: bool, raising: bool
+    model: ir.Model, rules: Rules, to: HalfFormat, done: Prepared, *, label: str, fuse: bool, half_io: bool, raising: bool
 ) -> tuple[Names, list[Decision], int]:
     """Take the rules' decisions on a prepared model; raise it first where an operator that they let go is half only at opset 22.
 
@@ -34,6 +36,7 @@ def decide(
         done: What preparing the model did; what preparing the raised model does is added.
         label: What messages call the model.
         fuse: Whether decomposed norms become one operator.
+        half_io: Whether inputs or outputs become half, whatever the operators do.
         raising: Whether the model may be raised at all.
 
     Returns:
@@ -48,8 +51,9 @@ def decide(
     opset = model.opset_imports.get("", 0)
     if to not in RAISED or not raising or not 0 < opset < BF16_OPSET:
         return names, decided, 0
-    kept = _kept(decided)
-    if not any(_gains(node, opset, to.dtype) for node in names.nodes() if node not in kept):
+    kept, versions = _kept(decided), model.opset_imports
+    casts = half_io and opset < CAST_OPSET
+    if not (casts or any(_gains(node, versions, to.dtype) for node in names.nodes() if node not in kept)):
         return names, decided, 0
     lost = sorted({node.op_type for node in names.nodes() if _loses(node, opset)})
     raise_opset(model, label)
@@ -74,7 +78,10 @@ def needs_raising(names: Names, groups: TypeGroups, half: Sequence[bool], opset:
         opset: The opset before raising.
         to: BFLOAT16.
     """
-    return any(any(half[group] for group in groups.of_node(node)) and not _able(node, opset, to) for node in names.nodes())
+    if opset < CAST_OPSET and any(half):
+        return True
+    standard = (node for node in names.nodes() if _is_standard(node))
+    return any(any(half[group] for group in groups.of_node(node)) and not _able(node, opset, to) for node in standard)
 
 
 def _kept(decided: Sequence[Decision]) -> set[ir.Node]:
@@ -87,26 +94,33 @@ def _kept(decided: Sequence[Decision]) -> set[ir.Node]:
     return {node for node, decision in strongest.items() if not decision.half}
 
 
-def _able(node: ir.Node, opset: int, to: ir.DataType) -> bool:
-    """Tell whether some FP32 input or output of a node may be half at an opset."""
-    found = signature("", node.op_type, opset)
+def _is_standard(node: ir.Node) -> bool:
+    return node.domain in ("", "ai.onnx")
+
+
+def _able(node: ir.Node, version: int | None, to: ir.DataType) -> bool:
+    """Tell whether some FP32 input or output of a node may be half at a version of its domain."""
+    found = signature(node.domain, node.op_type, version)
     if found is None:
         return False
     variables = {found.input_variable(i) for i, value in enumerate(node.inputs) if is_float(value)}
     variables |= {found.output_variable(i) for i, value in enumerate(node.outputs) if is_float(value)}
     allowed = frozenset(name for name in variables if found.may_hold(name, to))
-    return bool(allowed & support("", node.op_type, found, allowed, to).half)
+    return bool(allowed & support(node.domain, node.op_type, found, allowed, to).half)
 
 
-def _gains(node: ir.Node, opset: int, to: ir.DataType) -> bool:
-    """Tell whether a node that computes may be half at opset 22 and not at its own."""
-    standard = node.domain in ("", "ai.onnx") and node.op_type not in EXACT_OPS
-    return standard and _able(node, BF16_OPSET, to) and not _able(node, opset, to)
+def _gains(node: ir.Node, versions: Mapping[str, int], to: ir.DataType) -> bool:
+    """Tell whether a node that computes may be half at opset 22 and not in the model as it is."""
+    if node.op_type in EXACT_OPS:
+        return False
+    if not _is_standard(node):  # which needs Casts around it
+        return versions.get("", 0) < CAST_OPSET and _able(node, versions.get(node.domain), to)
+    return _able(node, BF16_OPSET, to) and not _able(node, versions.get("", 0), to)
 
 
 def _loses(node: ir.Node, opset: int) -> bool:
     """Tell whether CUDA has a kernel of a node's version, and none of its version at opset 22."""
-    if node.domain not in ("", "ai.onnx") or not any(is_float(output) for output in node.outputs):
+    if not _is_standard(node) or not any(is_float(output) for output in node.outputs):
         return False
     since, later = signature("", node.op_type, opset), signature("", node.op_type, BF16_OPSET)
     return since is not None and later is not None and on_any(node.op_type, since.since) and not on_any(node.op_type, later.since)
