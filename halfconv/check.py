@@ -17,6 +17,8 @@ import onnx
 import onnx_ir as ir
 
 from halfconv.errors import CheckFailed, EnvironmentProblem, InputError
+from halfconv.graph.kernels import table_source
+from halfconv.graph.names import values_of
 from halfconv.graph.schema import known_to_onnx, signature
 from halfconv.runtime import load_check
 from halfconv.runtime.load_check import LEVELS
@@ -31,6 +33,11 @@ Promise = tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]]
 BIG_BYTES = 10**9
 #: Seconds that a session may take to load.
 LOAD_TIMEOUT = 600
+#: Said where BF16 kernels could not be tried.
+NO_BF16 = (
+    "no session was tried: ONNX Runtime's CPU provider loads no BF16 model, so only onnx's checker and the kernel table of {} "
+    "vouch for it"
+)
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -132,9 +139,11 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
     if foreign:
         note = f"no session was tried: it holds operators of {', '.join(foreign)}, which need their own library"
         return CheckResult(checked, None, "", "", "", (*notes, note))
+    provider = _provider(target)
+    if provider == CPU and _holds(model, ir.DataType.BFLOAT16):
+        return CheckResult(checked, None, "", "", "", (*notes, NO_BF16.format(table_source())))
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     levels = LEVELS if weights <= BIG_BYTES else LEVELS[-1:]
-    provider = _provider(target)
     if levels != LEVELS:
         notes.append(f"loaded without optimisation, because the weights are over {BIG_BYTES / 1e9:g} GB")
     problem = version = ""
@@ -145,11 +154,16 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
         notes.append(f"ONNX Runtime fails at {level}: {problem}")
     source_problem, _ = load_in_child(source, LEVELS[-1], CPU)
     if source_problem:
-        if any(v.dtype == ir.DataType.BFLOAT16 for node in ir.traversal.RecursiveGraphIterator(model.graph) for v in node.outputs):
+        if _holds(model, ir.DataType.BFLOAT16):
             note = "no session could be tried: the source holds BF16 values, which ONNX Runtime's CPU provider cannot run"
             return CheckResult(checked, None, "", "", version, (*notes[:1], note) if not checked else (note,))
         raise InputError(f"{source}: ONNX Runtime cannot load the source itself: {source_problem}", "export it again")
     raise CheckFailed(f"the converted model loads at no optimisation level: {problem}", "--block-op on the operator it names")
+
+
+def _holds(model: ir.Model, dtype: ir.DataType) -> bool:
+    """Tell whether a model has inputs, weights or values of a type."""
+    return any(value.dtype == dtype for graph in model.graphs() for value in values_of(graph))
 
 
 def _blame_source(source: Path, *, full_check: bool) -> None:

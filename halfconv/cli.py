@@ -35,15 +35,15 @@ Command = Callable[..., Any]
 def _rule_options(command: Command) -> Command:
     """Add the options that decide precision, which `convert` and `inspect` share."""
     options = (
-        click.option("--to", type=click.Choice(["fp16"]), default="fp16", show_default=True, help="Half-precision format."),
+        click.option("--to", type=click.Choice(["fp16", "bf16"]), default="fp16", show_default=True, help="Half-precision format."),
         click.option("--target", type=click.Choice(TARGETS), default="portable", show_default=True,
                      help="Where the model will run; 'portable' uses standard ONNX operators only."),
         click.option("--block-op", multiple=True, metavar="OP", help="Keep this operator in FP32."),
         click.option("--block-node", multiple=True, metavar="REGEX", help="Keep nodes in FP32 whose whole id matches."),
         click.option("--block-scope", multiple=True, metavar="PREFIX", help="Keep a part of the model in FP32, by name prefix."),
         click.option("--block-pattern", multiple=True, metavar="NAME",
-                     help="Keep a pattern in FP32: norm, exp-sum, small-epsilon, log, wide-sum, wide-mean, scale-up, quantised, "
-                          "shape-arithmetic, mask-sum, softmax-attention."),
+                     help="Keep a pattern in FP32: norm, exp-sum, small-epsilon, log, log-sum, wide-sum, wide-mean, scale-up, "
+                          "quantised, shape-arithmetic, mask-sum, softmax-attention."),
         click.option("--allow-op", multiple=True, metavar="OP", help="Force this operator to half, against the block list."),
         click.option("--allow-node", multiple=True, metavar="REGEX", help="Force nodes to half, against the block list."),
         click.option("--block-list", type=click.Choice(["default", "none", "onnxconverter-common"]), default="default",
@@ -152,7 +152,7 @@ def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file.  [default: MODEL.fp16.onnx beside MODEL]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file.  [default: MODEL.TO.onnx beside MODEL]")
 @_rule_options
 @click.option(
     "--half-io",

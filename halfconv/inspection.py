@@ -54,6 +54,7 @@ class InspectReport:
         model: The file.
         sha256: Its SHA-256.
         bytes: Its size, external data included.
+        to: The half-precision format that a conversion would have: ``fp16`` or ``bf16``.
         ir_version: Its IR version.
         opsets: Domain -> opset, as declared in the file.
         inputs: (name, type and shape) of each input.
@@ -73,6 +74,7 @@ class InspectReport:
     model: Path
     sha256: str
     bytes: int
+    to: str
     ir_version: int
     opsets: Mapping[str, int]
     inputs: tuple[tuple[str, str], ...]
@@ -95,6 +97,7 @@ class InspectReport:
             "model": str(self.model),
             "sha256": self.sha256,
             "bytes": self.bytes,
+            "to": self.to,
             "ir_version": self.ir_version,
             "opsets": dict(self.opsets),
             "inputs": [{"name": name, "type": kind} for name, kind in self.inputs],
@@ -125,7 +128,7 @@ def inspect(
 
     Args:
         model: An ``.onnx`` file.
-        to: ``fp16``.
+        to: ``fp16`` or ``bf16``.
         target: The kind of hardware that the model would be made for.
         rules: What the user wants kept in FP32 or forced to half.
         fuse: Whether decomposed norms would become one operator.
@@ -151,6 +154,7 @@ def inspect(
         model=source.path,
         sha256=source.sha256,
         bytes=source.bytes,
+        to=to,
         ir_version=source.ir_version,
         opsets=dict(sorted(source.opsets.items())),
         inputs=tuple((value.name or "", _type(value)) for value in graph.inputs),

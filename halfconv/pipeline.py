@@ -22,11 +22,13 @@ from halfconv.graph.typegroups import TypeGroups
 from halfconv.model import SourceModel, load
 from halfconv.plan_file import read_plan
 from halfconv.precision.constants import WeightStats, constant_ranges, weight_stats
+from halfconv.precision.formats import FORMATS
+from halfconv.precision.opset import decide, needs_raising, raise_for
 from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.planner import Assignment, assign, build_plan, keep_all
 from halfconv.precision.replay import replay, settle
 from halfconv.precision.rewrite import RewritePass
-from halfconv.precision.rules import Decision, Rules, Strength, decisions
+from halfconv.precision.rules import Decision, Rules, Strength
 from halfconv.profile import profile_path, write_profile
 from halfconv.result import ChangedConstant, ConvertResult, FloatValue
 from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file, written_model
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Planned", "convert", "plan_model"]
 
-FORMATS = {"fp16": ir.DataType.FLOAT16}
 TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "web")
 EXTERNAL_DATA = ("auto", "always", "never")
 #: The newest IR version that ONNX Runtime 1.18 reads.
@@ -56,7 +57,7 @@ class Planned:
         weights: Weight -> figures.
         assignment: A precision for every group.
         plan: The plan.
-        dtype: FLOAT16.
+        dtype: FLOAT16 or BFLOAT16.
         half_inputs: Names of model inputs that become half.
         half_outputs: Names of model outputs that become half.
         rules: The user's rules.
@@ -91,9 +92,10 @@ def plan_model(
     keep_io: Iterable[str] = (),
     fuse: bool = True,
     plan: str | os.PathLike[str] | PrecisionPlan | None = None,
+    raising: bool = True,
     on_stage: Callable[[str], None] | None = None,
 ) -> Planned:
-    """Load, prepare and plan a model; see `convert` for the arguments and errors."""
+    """Load, prepare and plan a model; see `convert` for the arguments and errors; `raising` lets BF16 raise the opset."""
     rules = rules or Rules()
     rules.check()
     given = plan if plan is None or isinstance(plan, PrecisionPlan) else read_plan(plan)
@@ -104,33 +106,44 @@ def plan_model(
         raise UsageError(f"unknown format {to!r}", "--to " + " or ".join(FORMATS))
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}", "one of " + ", ".join(TARGETS))
-    dtype, clock = FORMATS[to], StageClock(on_stage)
+    FORMATS[to].check_target(target)
+    dtype, clock = FORMATS[to].dtype, StageClock(on_stage)
     with clock.stage("load"):
         source = load(model)
     half_inputs, half_outputs = _half_borders(source, half_io, keep_io)
     with clock.stage("prepare"):
         prepared = prepare(source.model, label=str(source.path), fuse=fuse)
-        names = Names.of(source.model)
+        untouched = _converted(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs
+        decided: list[Decision] = []
+        if given is not None:
+            names, raised = raise_for(source.model, given.structure_sha256, FORMATS[to], prepared, str(source.path), fuse=fuse), 0
+        else:
+            names, decided, raised = decide(
+                source.model, rules, FORMATS[to], prepared, label=str(source.path), fuse=fuse,
+                half_io=bool(half_inputs | half_outputs), raising=raising and not untouched,
+            )  # fmt: skip
         groups = TypeGroups.of(source.model, names, dtype)
     with clock.stage("weights"):
         weights = weight_stats(names, groups, dtype)
     with clock.stage("plan"):
-        structure, decided = Structure.of(source.model, names), None
+        structure = Structure.of(source.model, names)
         if given is not None:
             border = half_inputs | half_outputs, frozenset(keep_io)
             replayed = replay(given, source, names, groups, weights, structure, dtype, *border)
             assignment, options = replayed.assignment, replayed.options
             half_inputs, half_outputs = replayed.half_inputs, replayed.half_outputs
         else:
-            decided = list(decisions(names, rules))
             for match in constant_ranges(names, groups, weights, dtype):
                 decided += [
                     Decision(node, False, Strength.MEASURED, match.why, "constant-range", match.culprit, match.figures)
                     for node in match.nodes
                 ]
             assignment = assign(source.model, names, groups, decided, half_inputs, half_outputs)
-            if _converted(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs:
+            if untouched:
                 assignment = keep_all(groups)  # converting twice changes nothing
+            if raised and not needs_raising(names, groups, assignment.half, raised, dtype):
+                return plan_model(model, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse,
+                                  raising=False, on_stage=on_stage)  # fmt: skip
             options = {**rules.to_dict(), **({} if fuse else {"fuse": False})}
             if half_inputs or half_outputs:
                 options["half_io"] = sorted(half_inputs | half_outputs)
@@ -139,8 +152,8 @@ def plan_model(
             options=options, dtype=dtype,
         )  # fmt: skip
     return Planned(
-        source, prepared, names, groups, weights, assignment, made, dtype, half_inputs, half_outputs, rules, decided, structure,
-        clock.seconds,
+        source, prepared, names, groups, weights, assignment, made, dtype, half_inputs, half_outputs, rules,
+        None if given is not None else decided, structure, clock.seconds,
     )  # fmt: skip
 
 
@@ -188,8 +201,8 @@ def convert(
 
     Args:
         model: An ``.onnx`` file; never touched.
-        output: Where to write; default ``MODEL.fp16.onnx`` beside the model.
-        to: ``fp16``.
+        output: Where to write; default ``MODEL.fp16.onnx`` or ``MODEL.bf16.onnx`` beside the model.
+        to: ``fp16``, or ``bf16``, for which the opset is raised to 22 where operators need it.
         target: The kind of hardware that the model is made for; decides which operators have half kernels.
         half_io: True to make all FP32 inputs and outputs half, or the names of those that become half.
         keep_io: Names of inputs and outputs that stay FP32 although ``half_io`` is True.
@@ -222,7 +235,7 @@ def convert(
         What was done.
 
     Raises:
-        InputError: The model cannot be used.
+        InputError: The model cannot be used, or BF16 needs an opset to which it cannot be raised.
         UsageError: An option is wrong or matches nothing.
         EnvironmentProblem: No runtime is installed, or the disk refuses the output.
         CheckFailed: The result did not pass its checks, or no plan meets the tolerance; nothing is left on disk.

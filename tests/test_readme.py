@@ -23,6 +23,7 @@ import onnx
 import pytest
 
 import halfconv
+from halfconv.precision.formats import HalfFormat
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -81,14 +82,20 @@ def row(*cells: object) -> str:
 
 def make_ops() -> str:
     from halfconv.precision.blocklist import DEFAULT_OPS
+    from halfconv.precision.formats import FP16
 
-    return "\n".join([row("operator", "why"), "|---|---|", *(row(f"`{name}`", why) for name, why in sorted(DEFAULT_OPS))])
+    rows = (row(f"`{known.op}`", kinds(known.formats), FP16.word(known.why)) for known in sorted(DEFAULT_OPS, key=lambda r: r.op))
+    return "\n".join([row("operator", "for", "why"), "|---|---|---|", *rows])
+
+
+def kinds(formats: tuple[HalfFormat, ...]) -> str:
+    return ", ".join(known.name.upper() for known in formats)
 
 
 def make_patterns() -> str:
     from halfconv.precision.patterns import PATTERNS
 
-    rows = (row(f"`{pattern.name}`", "yes" if pattern.default else "no", pattern.why) for pattern in PATTERNS)
+    rows = (row(f"`{p.name}`", kinds(p.formats) if p.default else "no", p.why) for p in PATTERNS)
     return "\n".join([row("pattern", "by default", "why"), "|---|---|---|", *rows])
 
 

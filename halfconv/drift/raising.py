@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.graph.lift import lift
+from halfconv.graph.raise_opset import RAISING
 
 __all__ = ["raise_opset"]
 
@@ -22,7 +23,7 @@ def raise_opset(model: ir.Model, opset: int) -> bool:
     Returns:
         Whether it is that now; if not, the model may have been changed in part.
     """
-    if lift(model, opset):
+    if lift(model, opset) or lift(model, opset, RAISING):
         return True
     from onnxscript import version_converter
 

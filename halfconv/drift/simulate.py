@@ -19,6 +19,7 @@ from halfconv.drift.kernels import CUDA_ONLY, HALF_TYPES, unmodelled
 from halfconv.drift.widen import WidenPass
 from halfconv.errors import UnsupportedModel
 from halfconv.graph.prepare import prepare
+from halfconv.graph.raise_opset import BF16_OPSET
 from halfconv.model import SourceModel
 
 __all__ = ["Simulation", "simulate"]
@@ -80,6 +81,9 @@ def simulate(source: SourceModel, *, as_written: bool = False) -> Simulation:
         common.RemoveUnusedNodesPass()(model)
     widen = WidenPass(fuse.inside)
     widen(model)
+    if model.opset_imports.get("") == BF16_OPSET:
+        # That opset gave operators nothing but types, which are gone; the CPU provider lacks some of its kernels (RoiAlign).
+        model.opset_imports[""] = BF16_OPSET - 1
     model.ir_version = min(model.ir_version, IR_VERSION) if model.opset_imports.get("", 0) < 23 else model.ir_version
     found = found or Counter(widen.half.values())
     to = FORMATS[found.most_common(1)[0][0]] if found else ""

@@ -1,7 +1,7 @@
 """Which operators a target can run in half precision.
 
 The table holds the CUDA provider's kernels, as ONNX Runtime lists them itself; `bench/make_kernel_table.py` reduces the full
-list. The CPU provider needs no table: it casts around every operator that it has no half kernel for.
+list. The CPU provider needs no table: around every operator that it has no FP16 kernel for it casts, and it loads no BF16 model.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import onnx_ir as ir
 
 from halfconv.graph.schema import Signature
 
-__all__ = ["Support", "combining", "on_cuda", "support", "table_source"]
+__all__ = ["Support", "combining", "on_any", "on_cuda", "support", "table_source"]
 
+#: Formats that the CPU provider runs, by casting. In the others only the CUDA provider's own kernels count.
+ON_CPU = frozenset({ir.DataType.FLOAT16})
 #: Operators that the CPU provider cannot run in half: without a kernel, and without an input that it could cast.
 NO_CPU_HALF = frozenset({"RandomNormal", "RandomUniform"})
 #: ONNX Runtime's "no upper end" of a kernel's versions.
@@ -70,6 +72,26 @@ def on_cuda(domain: str, op_type: str, since: int, dtype: ir.DataType) -> bool:
     )
 
 
+def on_any(op_type: str, since: int) -> bool:
+    """Tell whether the CUDA provider has a kernel, of any type, of the version of one of ONNX's operators.
+
+    Where it has kernels of other versions only, the operator runs on the CPU.
+    """
+    listed = _table()[1].get(f"::{op_type}", ())
+    return not listed or any(_serves(first, last, since) for first, last, _ in listed)
+
+
+def _expands(signature: Signature, letter: str) -> bool:
+    """Tell whether all operators of a function have some kernel for a half type."""
+    table = _table()[1]
+
+    def able(op_type: str) -> bool:
+        rows = table.get("::Cast" if op_type == "CastLike" else f"::{op_type}", ())
+        return op_type == "Constant" or any(letter in letters for _, _, types in rows for letters in types.values())
+
+    return bool(signature.body) and all(map(able, signature.body))
+
+
 def combining(node: ir.Node) -> str:
     """Return why a scattering node cannot be half; "" if it can.
 
@@ -95,7 +117,7 @@ def support(domain: str, op_type: str, signature: Signature, variables: frozense
         The support. An operator that is defined by a function of other operators may be half without a kernel of its own,
         because the runtime expands it.
     """
-    if op_type in NO_CPU_HALF:
+    if to in ON_CPU and op_type in NO_CPU_HALF:
         return Support(frozenset(), False, f"ONNX Runtime's CPU provider has no {to.name} kernel for {op_type}")
     letter = _LETTER[to]
     package, table = _table()
@@ -103,11 +125,13 @@ def support(domain: str, op_type: str, signature: Signature, variables: frozense
     listed = table.get(key, ())
     entries = [types for first, last, types in listed if _serves(first, last, signature.since)]
     # Of a version that CUDA has no kernel for in any type, the CPU provider runs both precisions: half needs fewer Casts around it.
-    entries = entries or [types for first, last, types in listed if first <= signature.since <= last]
+    if to in ON_CPU:
+        entries = entries or [types for first, last, types in listed if first <= signature.since <= last]
     if not entries:
-        if signature.is_function:
+        if signature.is_function and (to in ON_CPU or (not listed and _expands(signature, letter))):
             return Support(variables, mixed=False)
-        return Support(frozenset(), False, f"{package} has no CUDA kernel for {op_type}-{signature.since}")
+        kind = "" if to in ON_CPU else f"{to.name} "
+        return Support(frozenset(), False, f"{package} has no {kind}CUDA kernel for {op_type}-{signature.since}")
 
     def letters(types: dict[str, str], variable: str) -> str:
         return types.get(variable.partition("@")[0], "bfh")

@@ -6,16 +6,33 @@ with what to do about a node of them: nothing (it is not affected), a rewriting,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["LiftClipPass", "lift"]
+__all__ = [
+    "STEPS",
+    "Fresh",
+    "LiftClipPass",
+    "Rewriting",
+    "Rule",
+    "Steps",
+    "always",
+    "known_mode",
+    "lift",
+    "never",
+    "obstacle",
+    "one_output",
+    "over_last_axis",
+    "to_inputs",
+]
 
 #: What a step asks of one node: whether it can be taken, and how the node is rewritten for it (None: not at all).
-Rewriting = Callable[[ir.Node, "_Fresh"], None]
+Rewriting = Callable[[ir.Node, "Fresh"], None]
 Rule = tuple[Callable[[ir.Node], bool], Rewriting | None]
+#: Step from the opset -> operator -> (whether the step can be taken, how the node is rewritten).
+Steps = Mapping[int, Mapping[str, Rule]]
 
 
 #: Operators whose result has the largest rank of their inputs.
@@ -43,8 +60,8 @@ SAME_RANK = frozenset(
 )
 
 
-class _Fresh:
-    """Adds initializers under names that the model does not use yet."""
+class Fresh:
+    """Makes constants and values under names that the model does not use yet."""
 
     def __init__(self, model: ir.Model):
         self.graph = model.graph
@@ -52,30 +69,38 @@ class _Fresh:
         self.taken |= {name for graph in model.graphs() for name in graph.initializers}
         self.taken |= {value.name for graph in model.graphs() for value in graph.inputs}
 
-    def constant(self, array: np.ndarray, hint: str) -> ir.Value:
+    def name(self, hint: str) -> str:
+        """Return a name that no value has."""
         name, number = hint, 1
         while name in self.taken:
             number += 1
             name = f"{hint}_{number}"
         self.taken.add(name)
+        return name
+
+    def constant(self, array: np.ndarray, hint: str) -> ir.Value:
+        """Add an initializer to the main graph."""
+        name = self.name(hint)
         tensor = ir.Tensor(array, name=name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
 
-def _always(node: ir.Node) -> bool:
+def always(node: ir.Node) -> bool:
+    """Say that a step can be taken for every node."""
     return True
 
 
-def _never(node: ir.Node) -> bool:
+def never(node: ir.Node) -> bool:
+    """Say that a step can be taken for no node."""
     return False
 
 
-def _to_inputs(*names: str, scalar: bool = False) -> Rewriting:
-    """Turn integer attributes into inputs behind those that the node has; a missing one in the middle stays empty."""
+def to_inputs(*names: str, scalar: bool = False) -> Rewriting:
+    """Return what turns integer attributes into inputs behind those that the node has; a missing one in the middle stays empty."""
 
-    def rewrite(node: ir.Node, fresh: _Fresh) -> None:
+    def rewrite(node: ir.Node, fresh: Fresh) -> None:
         given = [node.attributes.get(name) for name in names]
         last = max((i for i, attribute in enumerate(given) if attribute is not None), default=-1)
         first = len(node.inputs)
@@ -91,7 +116,7 @@ def _to_inputs(*names: str, scalar: bool = False) -> Rewriting:
     return rewrite
 
 
-def _clip_bounds(node: ir.Node, fresh: _Fresh) -> None:
+def _clip_bounds(node: ir.Node, fresh: Fresh) -> None:
     bounds = [node.attributes.get(name) for name in ("min", "max")]
     last = 2 if bounds[1] is not None else 1 if bounds[0] is not None else 0
     node.resize_inputs(1 + last)
@@ -106,7 +131,7 @@ def _clips_floats(node: ir.Node) -> bool:
     return node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.FLOAT
 
 
-def _drop_ratio(node: ir.Node, fresh: _Fresh) -> None:
+def _drop_ratio(node: ir.Node, fresh: Fresh) -> None:
     node.attributes.pop("ratio", None)  # it matters in training only
 
 
@@ -144,26 +169,27 @@ def _length(shape: ir.Value | None) -> int | None:
     return shape.shape[0]
 
 
-def _over_last_axis(node: ir.Node) -> bool:
+def over_last_axis(node: ir.Node) -> bool:
     """Tell whether a Softmax works on the last axis: only then does flattening, as up to opset 12, change nothing."""
     axis = node.attributes.get_int("axis", 1)
     rank = _rank(node.inputs[0])
     return axis == -1 or (rank is not None and axis == rank - 1)
 
 
-def _last_axis(node: ir.Node, fresh: _Fresh) -> None:
+def _last_axis(node: ir.Node, fresh: Fresh) -> None:
     node.attributes.add(ir.AttrInt64("axis", -1))
 
 
-def _one_output(node: ir.Node) -> bool:
+def one_output(node: ir.Node) -> bool:
+    """Tell whether only one result of a node has a name."""
     return sum(bool(output.name) for output in node.outputs) == 1
 
 
 def _plain_batch_norm(node: ir.Node) -> bool:
-    return _one_output(node) and node.attributes.get_int("spatial", 1) == 1
+    return one_output(node) and node.attributes.get_int("spatial", 1) == 1
 
 
-def _drop_spatial(node: ir.Node, fresh: _Fresh) -> None:
+def _drop_spatial(node: ir.Node, fresh: Fresh) -> None:
     node.attributes.pop("spatial", None)
 
 
@@ -171,48 +197,50 @@ def _names_its_mode(node: ir.Node) -> bool:
     return "coordinate_transformation_mode" in node.attributes
 
 
-def _known_mode(node: ir.Node) -> bool:
+def known_mode(node: ir.Node) -> bool:
+    """Tell whether a Resize has no mode that opset 13 dropped."""
     return node.attributes.get_string("coordinate_transformation_mode", "") != "tf_half_pixel_for_nn"
 
 
-#: Step from the opset -> operator -> (whether the step can be taken, how the node is rewritten).
-STEPS: dict[int, dict[str, Rule]] = {
-    8: {"BatchNormalization": (_plain_batch_norm, _drop_spatial), "Scan": (_never, None), "Upsample": (_never, None)},
+#: The steps that fusions and Clip take: they leave the graph as it is, up to constants.
+STEPS: Steps = {
+    8: {"BatchNormalization": (_plain_batch_norm, _drop_spatial), "Scan": (never, None), "Upsample": (never, None)},
     9: {
-        "Slice": (_always, _to_inputs("starts", "ends", "axes")),
-        "TopK": (_always, _to_inputs("k", scalar=True)),
-        "Upsample": (_never, None),
+        "Slice": (always, to_inputs("starts", "ends", "axes")),
+        "TopK": (always, to_inputs("k", scalar=True)),
+        "Upsample": (never, None),
     },
     10: {
         "Clip": (_clips_floats, _clip_bounds),
-        "Pad": (_never, None),  # pads and value became inputs
-        "Resize": (_never, None),  # other inputs, other coordinates
-        "Scatter": (_never, None),  # deprecated
+        "Pad": (never, None),  # pads and value became inputs
+        "Resize": (never, None),  # other inputs, other coordinates
+        "Scatter": (never, None),  # deprecated
     },
-    11: {"Dropout": (_always, _drop_ratio)},
+    11: {"Dropout": (always, _drop_ratio)},
     12: {
-        "Hardmax": (_over_last_axis, _last_axis),
-        "LogSoftmax": (_over_last_axis, _last_axis),
-        "ReduceSum": (_always, _to_inputs("axes")),
-        "Resize": (_known_mode, None),
-        "Softmax": (_over_last_axis, _last_axis),
-        "Split": (_always, _to_inputs("split")),
-        "Squeeze": (_always, _to_inputs("axes")),
-        "Unsqueeze": (_always, _to_inputs("axes")),
+        "Hardmax": (over_last_axis, _last_axis),
+        "LogSoftmax": (over_last_axis, _last_axis),
+        "ReduceSum": (always, to_inputs("axes")),
+        "Resize": (known_mode, None),
+        "Softmax": (over_last_axis, _last_axis),
+        "Split": (always, to_inputs("split")),
+        "Squeeze": (always, to_inputs("axes")),
+        "Unsqueeze": (always, to_inputs("axes")),
     },
-    13: {"BatchNormalization": (_one_output, None)},  # other outputs when training
+    13: {"BatchNormalization": (one_output, None)},  # other outputs when training
     14: {},  # only types
     15: {"RoiAlign": (_names_its_mode, None)},  # another default
     16: {},  # only new operators
 }
 
 
-def lift(model: ir.Model, opset: int) -> bool:
+def lift(model: ir.Model, opset: int, steps: Steps = STEPS) -> bool:
     """Raise the default domain's opset in place, if every step on the way leaves the model's meaning alone.
 
     Args:
         model: A model without functions, with inferred types.
         opset: The opset wanted.
+        steps: What the steps ask of nodes.
 
     Returns:
         Whether the model now has that opset, or had a newer one; otherwise it is unchanged.
@@ -220,19 +248,28 @@ def lift(model: ir.Model, opset: int) -> bool:
     current = model.opset_imports.get("", 0)
     if current >= opset:
         return True
-    nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain in ("", "ai.onnx")]
-    steps = [STEPS.get(step) for step in range(current, opset)]
-    if any(step is None for step in steps):
+    if any(step not in steps for step in range(current, opset)) or obstacle(model, opset, steps) is not None:
         return False
-    todo = [(node, *step[node.op_type]) for step in steps if step is not None for node in nodes if node.op_type in step]
-    if not all(possible(node) for node, possible, _ in todo):
-        return False
-    fresh = _Fresh(model)
-    for node, _, rewriting in todo:
+    fresh = Fresh(model)
+    for node, (_, rewriting) in list(_affected(model, opset, steps)):
         if rewriting is not None:
             rewriting(node, fresh)
     model.opset_imports[""] = opset
     return True
+
+
+def obstacle(model: ir.Model, opset: int, steps: Steps = STEPS) -> ir.Node | None:
+    """Return the first node for which a step cannot be taken; see `lift`."""
+    return next((node for node, (possible, _) in _affected(model, opset, steps) if not possible(node)), None)
+
+
+def _affected(model: ir.Model, opset: int, steps: Steps) -> Iterator[tuple[ir.Node, Rule]]:
+    """Yield the nodes that a step changes, with its rule, step by step; operators are those of the model as it is."""
+    nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain in ("", "ai.onnx")]
+    kinds = [node.op_type for node in nodes]
+    for step in range(model.opset_imports.get("", 0), opset):
+        rules = steps.get(step, {})
+        yield from ((node, rules[kind]) for node, kind in zip(nodes, kinds, strict=True) if kind in rules)
 
 
 class LiftClipPass(ir.passes.InPlacePass):

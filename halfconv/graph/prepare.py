@@ -44,6 +44,12 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     fusions: dict[str, int] = field(default_factory=dict)
 
+    def add(self, later: Prepared) -> None:
+        """Add what a second preparation did."""
+        self.notes += later.notes
+        for name, count in later.fusions.items():
+            self.fusions[name] = self.fusions.get(name, 0) + count
+
 
 def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> Prepared:
     """Prepare a model in place.

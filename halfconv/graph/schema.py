@@ -54,6 +54,7 @@ class Signature:
         inputs: Formal inputs.
         outputs: Formal outputs.
         allowed: Type variable -> type strings, such as ``tensor(float16)``.
+        body: Operators of that definition, where it is the same for every node.
     """
 
     since: int
@@ -61,6 +62,7 @@ class Signature:
     inputs: tuple[_Formal, ...]
     outputs: tuple[_Formal, ...]
     allowed: dict[str, frozenset[str]]
+    body: tuple[str, ...] = ()
 
     def input_variable(self, index: int) -> str:
         """Return the type variable of the index-th input; each slot of a heterogeneous variadic input has its own."""
@@ -110,7 +112,8 @@ def signature(domain: str, op_type: str, version: int | None) -> Signature | Non
             for side in (schema.inputs, schema.outputs)
         ]
         is_function = bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]  # missing in onnx's stubs
-        return _reduced(schema.since_version, is_function, formals, constraints)
+        body = tuple(node.op_type for node in schema.function_body.node) if schema.has_function else ()  # type: ignore[attr-defined]
+        return _reduced(schema.since_version, is_function, formals, constraints, body)
     return _of_runtime(domain, op_type, version)
 
 
@@ -136,13 +139,17 @@ def _of_runtime(domain: str, op_type: str, version: int | None) -> Signature | N
 
 
 def _reduced(
-    since: int, is_function: bool, formals: list[tuple[_Formal, ...]], constraints: dict[str, frozenset[str]]
+    since: int,
+    is_function: bool,
+    formals: list[tuple[_Formal, ...]],
+    constraints: dict[str, frozenset[str]],
+    body: tuple[str, ...] = (),
 ) -> Signature:
     allowed = dict(constraints)
     for side in formals:
         for formal in side:
             allowed.setdefault(formal.variable, frozenset((formal.variable,)))  # a plain type such as tensor(int64)
-    return Signature(since, is_function, formals[0], formals[1], allowed)
+    return Signature(since, is_function, formals[0], formals[1], allowed, body)
 
 
 @cache

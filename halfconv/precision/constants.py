@@ -12,15 +12,13 @@ import onnx_ir as ir
 from halfconv.graph.names import Names
 from halfconv.graph.typegroups import TypeGroups, is_float, is_weight
 from halfconv.precision.flow import SELECTION_OPS, op, scalar
+from halfconv.precision.formats import HalfFormat, format_of
 from halfconv.precision.masks import SAFE_SINKS, sinks
 from halfconv.precision.match import Match
-from halfconv.precision.weights import HALF_MAX, RoundingStats, rounding_stats
+from halfconv.precision.weights import RoundingStats, rounding_stats
 
 __all__ = ["WeightStats", "constant_ranges", "weight_stats"]
 
-#: A weight whose rounding error exceeds this share of its norm is not held in half: ten times what rounding normal numbers
-#: costs at most (2⁻¹¹ = 4.9e-4), so most of its energy is in numbers that half flushes or holds with a few bits.
-MAX_REL_L2 = 5e-3
 #: Largest relative change of var + epsilon that a normalisation's scale may see.
 MAX_VARIANCE_CHANGE = 5e-3
 #: (operator, input) pairs where a weight is added: a flushed element changes the result by less than 3e-8.
@@ -77,7 +75,8 @@ def constant_ranges(names: Names, groups: TypeGroups, weights: dict[ir.Value, We
     A constant beyond half's range may saturate where it is only a bound (Clip, Max, Min), or where it is selected and then used
     by operators that give the same answer (a mask before a Softmax); elsewhere it matters.
     """
-    limit = HALF_MAX[to]
+    half_format = format_of(to)
+    limit, half = half_format.max, half_format.half
     for node, index in groups.read:
         value = node.inputs[index]
         if value is None or value not in weights or not is_weight(value):
@@ -85,22 +84,23 @@ def constant_ranges(names: Names, groups: TypeGroups, weights: dict[ir.Value, We
         known = weights[value]
         if known.stats.saturated:
             yield from _out_of_range(node, index, known, limit)
-        elif _flushes(node, index, known):
-            why = f"the weight '{known.id}' loses {known.stats.rel_l2:.1%} of its norm in half: most of it is below 6.1e-05"
+        elif _flushes(node, index, known, half_format):
+            lost, least = f"{known.stats.rel_l2:.1%}", f"{half_format.min_normal:.2g}"
+            why = f"the weight '{known.id}' loses {lost} of its norm in {half}: most of it is below {least}"
             yield Match((node,), node, why, {"rel_l2": known.stats.rel_l2, "flushed": known.stats.flushed})
         elif op(node) == "BatchNormalization" and index == 4:
             change = _variance_change(node, value, to)
             if change > MAX_VARIANCE_CHANGE:
-                why = f"its variance '{known.id}' changes by {change:.1%} in half"
+                why = f"its variance '{known.id}' changes by {change:.1%} in {half}"
                 yield Match((node,), node, why, {"change": change})
     for node in names.node:
         if op(node) in ("ConstantOfShape", "Constant") and node.outputs[0] in weights:
             known = weights[node.outputs[0]]
             if known.stats.saturated:
                 yield from _selected(node, known, limit)
-            elif known.stats.flushed and known.stats.rel_l2 > MAX_REL_L2:
+            elif known.stats.flushed and known.stats.rel_l2 > half_format.weight_error:
                 users = [use.node for use in node.outputs[0].uses()]
-                why = f"the constant '{known.id}' flushes to zero in half"
+                why = f"the constant '{known.id}' flushes to zero in {half}"
                 yield Match((node, *users), node, why, {"absmax": known.stats.absmax})
 
 
@@ -128,13 +128,13 @@ def _selected(node: ir.Node, known: WeightStats, limit: float) -> Iterator[Match
     yield Match((*passed, *arithmetic), node, why, {"absmax": known.stats.absmax})
 
 
-def _flushes(node: ir.Node, index: int, known: WeightStats) -> bool:
+def _flushes(node: ir.Node, index: int, known: WeightStats, to: HalfFormat) -> bool:
     stats = known.stats
     if not stats.lossy or (op(node), index) in ADDITIVE or op(node) in ("Clip", "Max", "Min", "Where"):
         return False
     if op(node) == "Div" and index == 1:
         return True
-    return stats.rel_l2 > MAX_REL_L2
+    return stats.rel_l2 > to.weight_error
 
 
 def _variance_change(node: ir.Node, value: ir.Value, to: ir.DataType) -> float:

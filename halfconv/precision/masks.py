@@ -14,13 +14,14 @@ import onnx_ir as ir
 
 from halfconv.graph.typegroups import is_float, is_weight
 from halfconv.precision.flow import SELECTION_OPS, backward, constant, forward, inputs_of, op
+from halfconv.precision.formats import BF16, FP16, HalfFormat
 from halfconv.precision.match import Match
 
 __all__ = ["SAFE_SINKS", "mask_sums", "sinks"]
 
-#: From here on a half's ulp exceeds 0.5 and the score beneath a mask loses its digits.
-LARGE = 1000.0
 SUMS = frozenset({"Add", "Sub", "Sum"})
+#: What half precision does to the sum, by format.
+WHY = {FP16: "in half the sum overflows or loses the score", BF16: "in BF16 the sum loses the score"}
 #: What a sentinel passes through on its way to the scores.
 CARRIERS = SELECTION_OPS | {"Mul", "Neg", "Div", "Add", "Sub"}
 #: Operators that give the same answer for −65,504 as for any smaller number.
@@ -30,15 +31,15 @@ SAFE_SINKS = frozenset(
 )  # fmt: skip
 
 
-def _holds_sentinel(value: ir.Value | None) -> bool:
+def _holds_sentinel(value: ir.Value | None, large: float) -> bool:
     array = constant(value)
     if array is None or array.dtype.kind != "f" or array.size == 0:
         return False
     finite = array[np.isfinite(array)]
-    return bool(finite.size) and bool((np.abs(finite) >= LARGE).any())
+    return bool(finite.size) and bool((np.abs(finite) >= large).any())
 
 
-def _big_mask(value: ir.Value | None) -> bool:
+def _big_mask(value: ir.Value | None, large: float) -> bool:
     """Tell whether a weight too large to read whole each time is a mask: zeros and large numbers only."""
     if value is None or not is_weight(value) or value.const_value is None or not is_float(value):
         return False
@@ -46,19 +47,19 @@ def _big_mask(value: ir.Value | None) -> bool:
     if tensor.size > 1 << 24:
         return False
     array = tensor.numpy().reshape(-1)
-    return bool(array.size) and bool(((array == 0) | (np.abs(array) >= LARGE) | (array == 1)).all() and (array < -1).any())
+    return bool(array.size) and bool(((array == 0) | (np.abs(array) >= large) | (array == 1)).all() and (array < -1).any())
 
 
-def _tainted(nodes: Sequence[ir.Node]) -> set[ir.Node]:
+def _tainted(nodes: Sequence[ir.Node], large: float) -> set[ir.Node]:
     """Return the nodes whose result may be a sentinel."""
     found: set[ir.Node] = set()
     for node in nodes:
         kind = op(node)
         if kind == "ConstantOfShape" and "value" in node.attributes and is_float(node.outputs[0]):
-            if np.abs(node.attributes["value"].as_tensor().numpy()).max(initial=0) >= LARGE:
+            if np.abs(node.attributes["value"].as_tensor().numpy()).max(initial=0) >= large:
                 found.add(node)
         elif kind in CARRIERS and any(is_float(output) for output in node.outputs):
-            own = any(_holds_sentinel(v) or _big_mask(v) for v in node.inputs if v is not None and is_float(v))
+            own = any(_holds_sentinel(v, large) or _big_mask(v, large) for v in node.inputs if v is not None and is_float(v))
             if kind in ("Clip", "Max", "Min"):
                 own = False  # a bound, not a value
             if own or any(value.producer() in found for value in inputs_of(node)):
@@ -66,15 +67,15 @@ def _tainted(nodes: Sequence[ir.Node]) -> set[ir.Node]:
     return found
 
 
-def mask_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def mask_sums(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """Yield each Softmax whose input is a sum with a sentinel, with everything from that sum on."""
     softmaxes = [node for node in nodes if op(node) in ("LogSoftmax", "Softmax")]
     if not softmaxes:
         return
-    tainted = _tainted(nodes)
+    tainted = _tainted(nodes, to.sentinel)
     for softmax in softmaxes:
         path = backward(inputs_of(softmax), lambda n: op(n) in CARRIERS, limit=40)
-        sums = [n for n in path if op(n) in SUMS and _masks(n, tainted)]
+        sums = [n for n in path if op(n) in SUMS and _masks(n, tainted, to.sentinel)]
         if not sums:
             continue
         after = set(forward(sums, {*path, softmax}.__contains__, limit=60))
@@ -83,14 +84,14 @@ def mask_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         for node in sums:
             made = [v for v in inputs_of(node) if v.producer() in tainted]
             kept += backward(made, lambda n: n in tainted and op(n) in CARRIERS | {"ConstantOfShape"}, limit=40)
-        why = f"a mask is added to the scores of {op(softmax)}; in half the sum overflows or loses the score"
+        why = f"a mask is added to the scores of {op(softmax)}; {WHY[to]}"
         yield Match(tuple(dict.fromkeys([*kept, softmax])), sums[0], why)
 
 
-def _masks(node: ir.Node, tainted: set[ir.Node]) -> bool:
+def _masks(node: ir.Node, tainted: set[ir.Node], large: float) -> bool:
     """Tell whether a sum adds a sentinel to something that is none."""
     parts = [value for value in node.inputs if value is not None and is_float(value)]
-    sentinels = [v for v in parts if v.producer() in tainted or _holds_sentinel(v) or _big_mask(v)]
+    sentinels = [v for v in parts if v.producer() in tainted or _holds_sentinel(v, large) or _big_mask(v, large)]
     return bool(sentinels) and len(parts) > 1
 
 

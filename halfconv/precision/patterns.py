@@ -1,6 +1,7 @@
 """Patterns of several operators that must stay FP32 together.
 
-A pattern is a function from the graph's nodes to matches. To add one, write the function and a row in `PATTERNS`.
+A pattern is a function from the graph's nodes and the format to matches. To add one, write the function and a row in `PATTERNS`.
+A row about overflow or underflow is for FP16 alone; one about precision is for BF16 too.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from halfconv.graph.reductions import over_an_end, reduced_count
 from halfconv.graph.typegroups import is_weight
 from halfconv.precision.cost import EXACT_OPS
 from halfconv.precision.flow import backward, constant, forward, inputs_of, op, readers, scalar
+from halfconv.precision.formats import BF16, BOTH, FP16, HalfFormat
 from halfconv.precision.masks import mask_sums
 from halfconv.precision.match import Match
+from halfconv.precision.near_one import cancelling_sums
 from halfconv.precision.positions import shape_arithmetic
-from halfconv.precision.weights import HALF_MAX, HALF_MIN_NORMAL
 
 __all__ = ["PATTERNS", "Pattern"]
 
@@ -36,7 +38,19 @@ SAFE_EPSILON = 1e-9
 SCALE_UP = 1024.0
 #: Count from which the sum inside a mean is no longer safe: numbers of order 64 reach 65,504.
 WIDE_MEAN = 1024
-TINY = HALF_MIN_NORMAL[ir.DataType.FLOAT16]
+#: What a norm, a sum of exponentials and a mean lose, by format.
+NORM_WHY = {
+    FP16: "the squares inside this norm overflow beyond 255",
+    BF16: "this norm divides by statistics, of which BF16 keeps 8 bits",
+}
+EXP_WHY = {
+    FP16: "exponentials overflow beyond 11.09, and so does their sum",
+    BF16: "exponentials turn the rounding of their arguments into errors of percents, and a division or logarithm follows",
+}
+MEAN_WHY = {
+    FP16: "the GPU rounds the sum of {} numbers to half before it divides",
+    BF16: "the GPU rounds the sum of {} numbers to BF16's 8 bits before it divides",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +62,14 @@ class Pattern:
         why: One line.
         default: Whether the default block list includes it.
         find: Yields the matches in a list of nodes.
+        formats: The formats for which the default block list includes it.
     """
 
     name: str
     why: str
     default: bool
-    find: Callable[[Sequence[ir.Node]], Iterator[Match]]
+    find: Callable[[Sequence[ir.Node], HalfFormat], Iterator[Match]]
+    formats: tuple[HalfFormat, ...] = BOTH
 
 
 def _is_square(node: ir.Node) -> bool:
@@ -99,7 +115,7 @@ def _centring(square: ir.Node) -> list[ir.Node]:
     return found
 
 
-def _norms(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _norms(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """Decomposed LayerNorm, RMSNorm, InstanceNorm, L2 normalisation: squares, their mean, the root, and the division."""
     for root in nodes:
         if not _is_root(root):
@@ -114,7 +130,7 @@ def _norms(nodes: Sequence[ir.Node]) -> Iterator[Match]:
             inside += _centring(square)
         inside += _division(root, inside)
         inside += _affine(inside)
-        yield Match(tuple(dict.fromkeys(inside)), root, f"the squares inside this norm overflow beyond 255 ({op(root)})")
+        yield Match(tuple(dict.fromkeys(inside)), root, f"{NORM_WHY[to]} ({op(root)})")
 
 
 def _affine(inside: Sequence[ir.Node]) -> list[ir.Node]:
@@ -167,7 +183,7 @@ def _division(root: ir.Node, inside: Sequence[ir.Node]) -> list[ir.Node]:
     return list(found)
 
 
-def _exp_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _exp_sums(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """Exponentials that are summed and then divided or logged: decomposed Softmax, LogSumExp, Softplus, tanh."""
     between = LINEAR | SUMS | EXACT_OPS | MEANS | {"Max", "Where"}
     ends = frozenset({"Log", "Div", "Reciprocal"})
@@ -179,18 +195,18 @@ def _exp_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         summed = [n for n in path if op(n) in SUMS | {"Add", "Sub"}]
         if last and summed:
             kept = [n for n in path if op(n) in ends or _leads_to(n, last)]
-            yield Match((node, *kept), node, "exponentials overflow beyond 11.09, and so does their sum")
+            yield Match((node, *kept), node, EXP_WHY[to])
 
 
 def _leads_to(node: ir.Node, ends: Sequence[ir.Node]) -> bool:
     return node in backward([v for end in ends for v in inputs_of(end)], lambda n: True, limit=64)
 
 
-def _small_epsilons(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _small_epsilons(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """A constant below half's normal range that protects a division, root or logarithm."""
     ends = frozenset({"Div", "Log", "Pow", "Reciprocal", "Sqrt"})
     for node in nodes:
-        epsilon = _epsilon(node)
+        epsilon = _epsilon(node, to.min_normal)
         if epsilon is None:
             continue
         path = forward([node], lambda n: op(n) in ends | EXACT_OPS | {"Mul", "Neg", "ReduceSum", "Add"}, _divides, 16)
@@ -201,7 +217,8 @@ def _small_epsilons(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         roots = [n for n in last if op(n) in ("Sqrt", "Pow", "Reciprocal")]
         kept += forward(roots, _inverts if epsilon >= SAFE_EPSILON else _applies, _divides, 8)
         behind = small_sources(inputs_of(node))
-        why = f"the constant {epsilon:.3g} is below half's normal range (6.1e-05) and keeps a division or logarithm finite"
+        where = f"{to.half}'s normal range ({to.min_normal:.2g})"
+        why = f"the constant {epsilon:.3g} is below {where} and keeps a division or logarithm finite"
         yield Match((node, *behind, *kept), node, why, {"epsilon": epsilon})
 
 
@@ -219,8 +236,8 @@ def _divides(node: ir.Node) -> bool:
     return op(node) in ("Div", "Log") or (op(node) == "Mul" and len(list(inputs_of(node))) > 1)
 
 
-def _epsilon(node: ir.Node) -> float | None:
-    """Return a node's tiny constant operand, if it has one."""
+def _epsilon(node: ir.Node, tiny: float) -> float | None:
+    """Return a node's constant operand below a number, if it has one."""
     kind = op(node)
     if kind in ("Add", "Sub", "Max", "Sum"):
         numbers = [scalar(value) for value in node.inputs]
@@ -232,7 +249,7 @@ def _epsilon(node: ir.Node) -> float | None:
         numbers = [scalar(value) for value in node.inputs[1:]]
     else:
         return None
-    return next((n for n in numbers if n is not None and 0 < abs(n) < TINY), None)
+    return next((n for n in numbers if n is not None and 0 < abs(n) < tiny), None)
 
 
 def small_sources(start: Iterator[ir.Value]) -> list[ir.Node]:
@@ -256,16 +273,25 @@ def _filters_squares(node: ir.Node) -> bool:
     return op(node) in ("MatMul", "Gemm") and _reads_weight(node) and any(_is_square(n) for n in _spectrum(node))
 
 
-def _logs(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _logs(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """A logarithm and what computes its argument."""
     for node in nodes:
         if op(node) in ("Log", "Reciprocal") and any(True for _ in inputs_of(node)):
             behind = small_sources(inputs_of(node))
             if behind:
-                yield Match((node, *behind), node, f"{op(node)} of a number that half precision may flush to zero")
+                yield Match((node, *behind), node, f"{op(node)} of a number that {to.precision} may flush to zero")
 
 
-def _softmax_attention(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _cancelling_logs(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
+    """A logarithm of a sum or difference with a constant, and what computes it."""
+    for node in nodes:
+        sums = cancelling_sums(node)
+        if sums:
+            why = f"Log of a sum with a constant, of which {to.precision} keeps too few bits"
+            yield Match((node, *dict.fromkeys([*sums, *small_sources(inputs_of(node))])), node, why)
+
+
+def _softmax_attention(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """Attention scores: the MatMul that feeds a Softmax, what lies between, and the Softmax."""
     between = LINEAR | EXACT_OPS | {"Where", "Clip", "Max", "Min", "Tanh"}
     for node in nodes:
@@ -279,7 +305,7 @@ def _is_product(node: ir.Node) -> bool:
     return op(node) in ("MatMul", "Einsum")
 
 
-def _wide_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _wide_sums(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """A sum and the division that brings it back to size."""
     for node in nodes:
         if op(node) not in ("ReduceSum", "ReduceSumSquare", "CumSum"):
@@ -288,10 +314,10 @@ def _wide_sums(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         kept = [n for n in path if op(n) in ("Div", "Sqrt") or (op(n) == "Mul" and _shrinks(n))]
         between = [n for n in path if n not in kept and kept and _leads_to(n, kept)]
         if kept:
-            yield Match((node, *between, *kept), node, "the sum may pass 65,504 before it is divided")
+            yield Match((node, *between, *kept), node, f"the sum may pass {to.max:,.6g} before it is divided")
 
 
-def _wide_means(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _wide_means(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """A mean whose kernel rounds the sum to half before it divides by the count."""
     for node in nodes:
         if op(node) != "ReduceMean" or not over_an_end(node):
@@ -299,7 +325,7 @@ def _wide_means(nodes: Sequence[ir.Node]) -> Iterator[Match]:
         count = reduced_count(node)
         if count is None or count >= WIDE_MEAN:
             many = "an unknown number of" if count is None else f"{count:,}"
-            yield Match((node,), node, f"the GPU rounds the sum of {many} numbers to half before it divides")
+            yield Match((node,), node, MEAN_WHY[to].format(many))
 
 
 def _shrinks(node: ir.Node) -> bool:
@@ -307,7 +333,7 @@ def _shrinks(node: ir.Node) -> bool:
     return any(f is not None and f.dtype.kind == "f" and f.size and float(np.abs(f).max()) < 1 for f in factors)
 
 
-def _scale_ups(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _scale_ups(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """A multiplication by a large constant, and the operator that brings the product back to size."""
     ends = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Sub", "Add", "ReduceMax"})
     for node in nodes:
@@ -318,14 +344,14 @@ def _scale_ups(nodes: Sequence[ir.Node]) -> Iterator[Match]:
             factor = scalar(node.inputs[0])
         if factor and op(node) == "Div":
             factor = 1 / factor
-        if factor is not None and SCALE_UP <= abs(factor) <= HALF_MAX[ir.DataType.FLOAT16]:
+        if factor is not None and SCALE_UP <= abs(factor) <= to.max:
             after = forward([node], lambda n: op(n) in ends | EXACT_OPS, lambda n: op(n) in ends, 6)
             kept = [n for n in after if op(n) in ends]
-            why = f"a factor of {factor:.6g} lifts numbers beyond {65504 / abs(factor):.3g} out of half's range"
+            why = f"a factor of {factor:.6g} lifts numbers beyond {to.max / abs(factor):.3g} out of {to.half}'s range"
             yield Match((node, *kept), node, why, {"factor": factor})
 
 
-def _quantised(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def _quantised(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """What runs between DequantizeLinear and QuantizeLinear: a runtime fuses it into integer kernels, in FP32 only."""
     carried = LINEAR | BOUNDS | EXACT_OPS
     for node in nodes:
@@ -347,15 +373,16 @@ def _is_dequantised(node: ir.Node) -> bool:
 
 
 PATTERNS: tuple[Pattern, ...] = (
-    Pattern("norm", "squares and their sums inside a decomposed norm overflow or flush", True, _norms),
-    Pattern("exp-sum", "exponentials and their sums overflow", True, _exp_sums),
-    Pattern("small-epsilon", "a tiny constant flushes, and the division by zero gives NaN", True, _small_epsilons),
-    Pattern("log", "a small argument flushes to zero, and its logarithm is −inf", True, _logs),
-    Pattern("wide-sum", "a sum overflows before it is divided by a count", True, _wide_sums),
-    Pattern("wide-mean", "the sum inside a mean of many numbers overflows", True, _wide_means),
-    Pattern("scale-up", "a large factor lifts ordinary numbers beyond 65,504", True, _scale_ups),
+    Pattern("norm", "squares and their sums inside a decomposed norm overflow, flush or lose their digits", True, _norms),
+    Pattern("exp-sum", "exponentials and their sums overflow, or lose their digits", True, _exp_sums),
+    Pattern("small-epsilon", "a tiny constant flushes, and the division by zero gives NaN", True, _small_epsilons, (FP16,)),
+    Pattern("log", "a small argument flushes to zero, and its logarithm is −inf", True, _logs, (FP16,)),
+    Pattern("log-sum", "the logarithm of 1 − p or 1 + x has lost p's or x's digits", True, _cancelling_logs, (BF16,)),
+    Pattern("wide-sum", "a sum overflows before it is divided by a count", True, _wide_sums, (FP16,)),
+    Pattern("wide-mean", "the sum inside a mean of many numbers overflows, or loses its digits", True, _wide_means),
+    Pattern("scale-up", "a large factor lifts ordinary numbers beyond 65,504", True, _scale_ups, (FP16,)),
     Pattern("quantised", "integer kernels are fused from FP32 operators between QDQ pairs", True, _quantised),
-    Pattern("shape-arithmetic", "positions, sizes and indices are exact only to 2,048", True, shape_arithmetic),
+    Pattern("shape-arithmetic", "positions, sizes and indices are exact only to 2,048 (BF16: 256)", True, shape_arithmetic),
     Pattern("mask-sum", "scores plus a large negative mask lose their bits, or overflow", True, mask_sums),
     Pattern("softmax-attention", "attention scores lose their low bits when they are large", False, _softmax_attention),
 )

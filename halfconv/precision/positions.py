@@ -1,6 +1,6 @@
 """Shape arithmetic: positions, lengths, sizes and indices that a model computes in floating point.
 
-Half precision holds whole numbers exactly only to 2,048.
+Half precision holds whole numbers exactly only to 2,048, BF16 to 256.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from halfconv.graph.names import subgraphs
 from halfconv.graph.typegroups import is_float, is_weight
 from halfconv.precision.cost import EXACT_OPS
 from halfconv.precision.flow import backward, inputs_of, op
+from halfconv.precision.formats import HalfFormat
 from halfconv.precision.match import Match
 
 __all__ = ["shape_arithmetic"]
@@ -47,27 +48,26 @@ def _is_integer(value: ir.Value | None) -> bool:
     return value is not None and value.dtype is not None and value.dtype.is_integer()
 
 
-def shape_arithmetic(nodes: Sequence[ir.Node]) -> Iterator[Match]:
+def shape_arithmetic(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """Yield what computes positions or sizes, and what ends in integers, coordinates or angles."""
     counted, from_integers = _taints(nodes)
     for node in nodes:
         kind = op(node)
         if node in counted:
-            yield Match((node,), node, "it computes with positions or sizes, exact in half only to 2,048")
+            yield Match((node,), node, to.word("it computes with positions or sizes, exact in {half} only to {whole}"))
         if kind == "Cast" and is_float(node.inputs[0]) and _is_whole(node.outputs[0]):
             path = backward(inputs_of(node), lambda n: op(n) in ARITHMETIC | EXACT_OPS, limit=40)
             what = "a truth value" if node.outputs[0].dtype == ir.DataType.BOOL else "an integer"
-            yield Match((node, *path), node, f"it becomes {what}, which half precision would change")
+            yield Match((node, *path), node, f"it becomes {what}, which {to.precision} would change")
         elif kind in NORMS and node.inputs and node.inputs[0] is not None:
             path = backward([node.inputs[0]], lambda n: op(n) in ARITHMETIC | EXACT_OPS, limit=12)
             wide = [n for n in path if op(n) == "Cast" and n.inputs[0] is not None and n.inputs[0].dtype in WIDE]
             if wide:
-                yield Match(
-                    (node, *path), wide[0], "large integers or doubles reach it, which half cannot hold before they are normalised"
-                )
+                why = f"large integers or doubles reach it, which {to.half} cannot hold before they are normalised"
+                yield Match((node, *path), wide[0], why)
         elif kind in ("Loop", "Scan"):
             for update in _accumulators(node):
-                yield Match((node, update), update, "it adds up over iterations, and half stops counting at 2,048")
+                yield Match((node, update), update, to.word("it adds up over iterations, and {half} stops counting at {whole}"))
         elif kind in ROUNDING:
             path = backward(inputs_of(node), lambda n: op(n) in ARITHMETIC | EXACT_OPS, limit=12)
             yield Match((node, *path), node, f"{kind} turns a rounding error into a whole step")
@@ -81,7 +81,7 @@ def shape_arithmetic(nodes: Sequence[ir.Node]) -> Iterator[Match]:
                 inputs_of(node), lambda n: op(n) in {"Add", "Div", "Mul", "Neg", "Sub"} | EXACT_OPS or n in from_integers,
                 limit=12,
             )  # fmt: skip
-            yield Match((node, *path), node, "half precision holds angles beyond 2,048 only to whole radians")
+            yield Match((node, *path), node, to.word("{precision} holds angles beyond {whole} only to whole radians"))
         elif kind in COMPARISONS and any(
             value.producer() in from_integers for value in inputs_of(node) if value.producer() is not None
         ):

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from halfconv.errors import UsageError
 from halfconv.graph.names import Names, subgraphs
 from halfconv.precision.blocklist import BLOCK_LISTS, block_list
+from halfconv.precision.formats import FP16, HalfFormat
 from halfconv.precision.patterns import PATTERNS
 
 __all__ = ["Decision", "Rules", "Strength", "decisions"]
@@ -124,34 +125,35 @@ def _near(wanted: str, known: Iterable[str]) -> str:
     return (" or ".join(shown) if close else "one of " + ", ".join(shown) + more) if shown else "halfconv inspect"
 
 
-def decisions(names: Names, rules: Rules) -> Iterator[Decision]:
+def decisions(names: Names, rules: Rules, to: HalfFormat = FP16) -> Iterator[Decision]:
     """Yield what the user's rules, the block list and the default patterns say.
 
     Args:
         names: Ids of the model's nodes.
         rules: The user's rules.
+        to: The half-precision format.
 
     Raises:
         UsageError: A rule matches nothing.
     """
     rules.check()
     nodes = list(names.nodes())
-    yield from _user(nodes, names, rules)
+    yield from _user(nodes, names, rules, to)
     if rules.block_list != "none":
-        why = dict(block_list(rules.block_list))
+        why = dict(block_list(rules.block_list, to))
         for node in nodes:
             if (not node.domain and node.op_type in why) or (node.op_type in why and node.domain == "ai.onnx.ml"):
                 reason = f"{node.op_type}: {why[node.op_type]}"
                 yield Decision(node, False, Strength.BLOCK_LIST, reason, f"block-list:{node.op_type}", node)
     if rules.block_list == "default":
         for pattern in PATTERNS:
-            if pattern.default and pattern.name not in rules.block_patterns:
-                for match in pattern.find(nodes):
+            if pattern.default and to in pattern.formats and pattern.name not in rules.block_patterns:
+                for match in pattern.find(nodes, to):
                     for node in match.nodes:
                         yield Decision(node, False, Strength.BLOCK_LIST, match.why, pattern.name, match.culprit, match.figures)
 
 
-def _user(nodes: Sequence[ir.Node], names: Names, rules: Rules) -> Iterator[Decision]:
+def _user(nodes: Sequence[ir.Node], names: Names, rules: Rules, to: HalfFormat) -> Iterator[Decision]:
     block, allow = Strength.USER_BLOCK, Strength.USER_ALLOW
     ops = [name for node in nodes for name in _op_names(node)]
     for wanted, strength, option in (
@@ -179,9 +181,9 @@ def _user(nodes: Sequence[ir.Node], names: Names, rules: Rules) -> Iterator[Deci
         yield from _decide(found, block, f"--block-scope {prefix}")
     by_name = {pattern.name: pattern for pattern in PATTERNS}
     for name in rules.block_patterns:
-        matches = list(by_name[name].find(nodes))
+        matches = list(by_name[name].find(nodes, to))
         if not matches:
-            present = [p.name for p in PATTERNS if p.name != name and any(True for _ in p.find(nodes))]
+            present = [p.name for p in PATTERNS if p.name != name and any(True for _ in p.find(nodes, to))]
             raise UsageError(f"--block-pattern {name!r} matches nothing in the model", _near(name, present))
         for match in matches:
             for node in match.nodes:

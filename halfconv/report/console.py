@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from halfconv.precision.formats import FORMATS
 from halfconv.report.text import figure, metric_sentence, sampled, visible
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def show_inspect(report: InspectReport, console: Console) -> None:
     )
     if report.weights:
         table = Table(title="Weights that half changes by more than rounding", title_justify="left", box=None, pad_edge=False)
-        for column in ("weight", "elements", "largest", "beyond 65,504", "flushed to zero", "inf or NaN"):
+        for column in ("weight", "elements", "largest", f"beyond {FORMATS[report.to].max:,.6g}", "flushed to zero", "inf or NaN"):
             table.add_column(column, justify="left" if column == "weight" else "right")
         for odd in report.weights[:12]:
             table.add_row(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from halfconv.graph.kernels import NO_CPU_HALF, Support, combining, on_cuda, support, table_source
+from halfconv.graph.kernels import NO_CPU_HALF, Support, combining, on_any, on_cuda, support, table_source
 from halfconv.graph.schema import signature
 
 FP16, BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
@@ -52,6 +52,29 @@ def test_the_version_selects_the_kernel() -> None:
 def test_bfloat16_has_fewer_kernels() -> None:
     assert not look("MaxPool", "T").missing
     assert look("MaxPool", "T", to=BF16, opset=22).missing
+
+
+@pytest.mark.parametrize(
+    ("op", "opset"),
+    [("Clip", 13), ("BatchNormalization", 15), ("Reciprocal", 13), ("Resize", 19), ("Pad", 21), ("LSTM", 22), ("GRU", 22)],
+)
+def test_what_has_an_fp16_kernel_may_have_none_of_bfloat16(op: str, opset: int) -> None:
+    assert not look(op, "T" if op != "Resize" else "T1", opset=opset).missing
+    missing = look(op, "T" if op != "Resize" else "T1", opset=opset, to=BF16).missing
+    assert "BFLOAT16" in missing and op in missing
+
+
+def test_bfloat16_never_counts_on_the_cpu_provider() -> None:
+    """A kernel of another version, or a definition by operators without kernels, would run nowhere."""
+    assert look("Dropout", "T", opset=13, to=BF16).half == {"T"}
+    assert look("Dropout", "T", opset=22, to=BF16).missing and not look("Dropout", "T", opset=22).missing
+    assert look("Mish", "T", opset=22, to=BF16).half == {"T"}, "Softplus, Tanh and Mul have kernels"
+    assert look("AffineGrid", "T1", opset=20, to=BF16).missing
+
+
+def test_what_cuda_leaves_to_the_cpu() -> None:
+    assert on_any("MaxPool", 12) and not on_any("MaxPool", 22)
+    assert on_any("Conv", 22) and on_any("Det", 22), "of which CUDA has never had a kernel"
 
 
 @pytest.mark.parametrize("op", sorted(NO_CPU_HALF))

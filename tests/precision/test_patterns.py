@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from halfconv.precision.formats import FP16, HalfFormat
 from halfconv.precision.patterns import PATTERNS
 from tests.graph import grouped
 
@@ -18,10 +19,10 @@ WEIGHTS = (
 )
 
 
-def found(name: str, body: str, *, io: str = IO, weights: str = WEIGHTS, **options: object) -> set[str]:
+def found(name: str, body: str, *, io: str = IO, weights: str = WEIGHTS, to: HalfFormat = FP16, **options: object) -> set[str]:
     """Outputs of the nodes that a pattern keeps in FP32."""
     _, names, _ = grouped(f"{io} {weights} {{ {body} }}", fuse=False, **options)
-    matches = list(BY_NAME[name].find(list(names.nodes())))
+    matches = list(BY_NAME[name].find(list(names.nodes()), to))
     assert all(match.why and match.culprit in names.node for match in matches)
     return {node.outputs[0].name or "" for match in matches for node in match.nodes}
 
@@ -84,7 +85,7 @@ def test_a_tiny_constant_that_protects_a_division() -> None:
 
 def test_the_figure_is_the_constant() -> None:
     _, names, _ = grouped(f"{IO} {WEIGHTS} {{ a = Abs(x)\n b = Add(a, tiny)\n y = Div(x, b) }}")
-    match = next(iter(BY_NAME["small-epsilon"].find(list(names.nodes()))))
+    match = next(iter(BY_NAME["small-epsilon"].find(list(names.nodes()), FP16)))
     assert match.figures["epsilon"] == pytest.approx(1e-12)
 
 
