@@ -203,7 +203,7 @@ def plan_model(
     on_stage: Callable[[str], None] | None = None,
 ) -> Planned:
     """Load, prepare and plan a model; see `convert` for the arguments and errors."""
-    rules = rules or Rules()
+    rules, keep_io = rules or Rules(), frozenset(keep_io)
     rules.check()
     given = plan if plan is None or isinstance(plan, PrecisionPlan) else read_plan(plan)
     if given is not None:
@@ -226,8 +226,9 @@ def plan_model(
     with clock.stage("plan"):
         structure = Structure.of(source.model, names)
         if given is not None:
-            border = half_inputs | half_outputs, frozenset(keep_io)
-            replayed = replay(given, source, names, groups, weights, structure, dtype, *border)
+            replayed = replay(
+                given, source, names, groups, weights, structure, dtype, half_inputs | half_outputs, keep_io
+            )  # fmt: skip
             assignment, options = replayed.assignment, replayed.options
             half_inputs, half_outputs = replayed.half_inputs, replayed.half_outputs
         else:
