@@ -96,7 +96,7 @@ def plan_model(
     on_stage: Callable[[str], None] | None = None,
 ) -> Planned:
     """Load, prepare and plan a model; see `convert` for the arguments and errors; `raising` lets BF16 raise the opset."""
-    rules = rules or Rules()
+    rules, keep_io = rules or Rules(), frozenset(keep_io)
     rules.check()
     given = plan if plan is None or isinstance(plan, PrecisionPlan) else read_plan(plan)
     if given is not None:
@@ -128,8 +128,9 @@ def plan_model(
     with clock.stage("plan"):
         structure = Structure.of(source.model, names)
         if given is not None:
-            border = half_inputs | half_outputs, frozenset(keep_io)
-            replayed = replay(given, source, names, groups, weights, structure, dtype, *border)
+            replayed = replay(
+                given, source, names, groups, weights, structure, dtype, half_inputs | half_outputs, keep_io
+            )  # fmt: skip
             assignment, options = replayed.assignment, replayed.options
             half_inputs, half_outputs = replayed.half_inputs, replayed.half_outputs
         else:
@@ -268,6 +269,8 @@ def convert(
         source_path, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, plan=plan, on_stage=on_stage
     )
     to, target = planned.plan.to, planned.plan.target
+    if output is None:
+        target_path = source_path.with_name(f"{source_path.stem}.{to}.onnx")
     check_output_path(source_path, target_path, planned.source.data_files)
     profile = profile_path(target_path)
     for written_file in (target_path, profile):

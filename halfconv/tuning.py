@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfconv.drift.evaluate import evaluate_file
+from halfconv.drift.expansions import expansion_of
 from halfconv.drift.gate import make_gate
 from halfconv.drift.localise import glanced
 from halfconv.drift.report import DriftReport
@@ -159,13 +160,23 @@ def _assign(planned: Planned, decided: Sequence[Decision]) -> Assignment:
 
 
 def _forced(planned: Planned, groups: Sequence[int]) -> Iterator[Decision]:
-    """Yield what makes groups FP32, strongest contributor first."""
-    owners = planned.groups.nodes
-    makers = {group: value.producer() for value, group in planned.groups.produced.items()}
+    """Yield what makes the values of groups FP32, strongest contributor first.
+
+    A value is FP32 only if what reads it is, too: a Cast before the reader would round it all the same. Where a kernel loses digits
+    inside, its own precision is what counts.
+    """
+    held = planned.groups
+    opset = planned.source.model.opset_imports.get("")
     for rank, group in enumerate(groups):
-        node = makers.get(group) or owners[group][0]
+        made = [value for value, producer in held.produced.items() if producer == group]
+        node = next((maker for value in made if (maker := value.producer()) is not None), None) or held.nodes[group][0]
         why = f"number {rank + 1} of the values whose rounding drifts the outputs most"
         yield Decision(node, False, Strength.REPAIR, why, "repair", node, {"rank": rank + 1}, group)
+        if expansion_of(node, planned.dtype, opset) is None:
+            reading = {held.read[use.node, use.idx] for value in made for use in value.uses() if (use.node, use.idx) in held.read}
+            for reader in sorted(reading - {group}):
+                why = f"it reads '{planned.names.value[made[0]]}', number {rank + 1} of those that drift the outputs most"
+                yield Decision(node, False, Strength.REPAIR, why, "repair", node, {"rank": rank + 1}, reader)
 
 
 def _repaired(

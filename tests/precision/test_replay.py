@@ -310,7 +310,7 @@ def test_an_output_that_the_plan_makes_half_cannot_be_kept(folder: Path) -> None
     plan = plan_model(source, half_io=["y"]).plan
     assert plan_model(source, plan=plan, keep_io=["x"]).plan == plan
     with pytest.raises(halfconv.UsageError, match="--keep-io y contradicts the plan"):
-        plan_model(source, plan=plan, keep_io=["y"])
+        plan_model(source, plan=plan, keep_io=iter(["y"]))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
