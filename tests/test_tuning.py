@@ -181,6 +181,34 @@ def test_the_search_goes_into_bodies(tmp_path: Path) -> None:
     assert halfconv.validate(tmp_path / "m.onnx", result.output, samples=feeds).passed
 
 
+def test_bf16_is_repaired_to_its_own_tolerance(model: Path) -> None:
+    result = halfconv.convert(model, samples=model.parent / "in", to="bf16", target="cuda")
+    assert result.drift is not None and result.drift.passed and result.drift.to == "bf16"
+    assert result.drift.tolerance["rel_l2"] == 5e-2
+    assert result.repair is not None and result.repair.forced
+    assert halfconv.validate(model, result.output, samples=model.parent / "in").passed
+
+
+def test_a_plan_made_with_samples_replays_on_a_retrained_model(model: Path) -> None:
+    plan = model.parent / "p.json"
+    first = halfconv.convert(model, samples=model.parent / "in", save_plan=plan)
+    retrained = onnx.load(model)
+    weight = onnx.numpy_helper.to_array(retrained.graph.initializer[0])
+    retrained.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight * np.float32(1.01), "big"))
+    onnx.save(retrained, model.parent / "new.onnx")
+    again = halfconv.convert(model.parent / "new.onnx", plan=plan, samples=model.parent / "in")
+    assert again.repair is None and again.drift is not None and again.drift.passed
+    assert again.plan is not None and first.plan is not None
+    assert [(v.id, v.dtype) for v in again.plan.values] == [(v.id, v.dtype) for v in first.plan.values]
+
+
+def test_a_plan_that_no_longer_meets_the_tolerance_is_refused(model: Path) -> None:
+    plan = model.parent / "p.json"
+    halfconv.convert(model, save_plan=plan, block_list="none", check=False)
+    with pytest.raises(halfconv.CheckFailed, match="made for other weights or samples"):
+        halfconv.convert(model, plan=plan, samples=model.parent / "in")
+
+
 # --- real models ---------------------------------------------------------------------------------------------------
 
 #: Model -> a tolerance that its whole conversion breaks.
