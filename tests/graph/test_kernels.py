@@ -55,7 +55,7 @@ def test_bfloat16_has_fewer_kernels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "opset"),
+    "op,opset",
     [("Clip", 13), ("BatchNormalization", 15), ("Reciprocal", 13), ("Resize", 19), ("Pad", 21), ("LSTM", 22), ("GRU", 22)],
 )
 def test_what_has_an_fp16_kernel_may_have_none_of_bfloat16(op: str, opset: int) -> None:
