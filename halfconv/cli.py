@@ -32,10 +32,14 @@ TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "w
 Command = Callable[..., Any]
 
 
+def _to_option(*more: str) -> Callable[[Command], Command]:
+    words = "Half-precision format" + ("; 'auto' tries both on the samples." if more else ".")
+    return click.option("--to", type=click.Choice(["fp16", "bf16", *more]), default="fp16", show_default=True, help=words)
+
+
 def _rule_options(command: Command) -> Command:
     """Add the options that decide precision, which `convert` and `inspect` share."""
     options = (
-        click.option("--to", type=click.Choice(["fp16", "bf16"]), default="fp16", show_default=True, help="Half-precision format."),
         click.option("--target", type=click.Choice(TARGETS), default="portable", show_default=True,
                      help="Where the model will run; 'portable' uses standard ONNX operators only."),
         click.option("--block-op", multiple=True, metavar="OP", help="Keep this operator in FP32."),
@@ -128,6 +132,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@_to_option()
 @_rule_options
 @plan_option("Show what this saved plan keeps in FP32, and check that it fits MODEL.")
 @_json_option
@@ -153,6 +158,7 @@ def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file.  [default: MODEL.TO.onnx beside MODEL]")
+@_to_option("auto")
 @_rule_options
 @click.option(
     "--half-io",

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
 import onnx_ir as ir
 
 from halfconv import __version__
+from halfconv.borders import half_borders, promise
 from halfconv.check import CheckResult, check_file, require_runtime
 from halfconv.clock import StageClock
 from halfconv.errors import CheckFailed, UsageError
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Planned", "convert", "plan_model"]
 
+#: Stands for the better of all formats, on the samples.
+AUTO = "auto"
 TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "web")
 EXTERNAL_DATA = ("auto", "always", "never")
 #: The newest IR version that ONNX Runtime 1.18 reads.
@@ -110,7 +112,7 @@ def plan_model(
     dtype, clock = FORMATS[to].dtype, StageClock(on_stage)
     with clock.stage("load"):
         source = load(model)
-    half_inputs, half_outputs = _half_borders(source, half_io, keep_io)
+    half_inputs, half_outputs = half_borders(source, half_io, keep_io)
     with clock.stage("prepare"):
         prepared = prepare(source.model, label=str(source.path), fuse=fuse)
         untouched = _converted(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs
@@ -244,13 +246,13 @@ def convert(
     source_path = Path(model)
     if not source_path.name:
         raise UsageError(f"{str(model)!r} names no model file", "the path of an .onnx file")
-    target_path = Path(output) if output is not None else source_path.with_name(f"{source_path.stem}.{to}.onnx")
     if external_data not in EXTERNAL_DATA:
         raise UsageError(f"unknown --external-data {external_data!r}", "one of " + ", ".join(EXTERNAL_DATA))
-    check_output_path(source_path, target_path)
+    if output is not None:
+        check_output_path(source_path, Path(output))
     without = {
         "--tolerance": tolerance, "--tolerance-file": tolerance_file, "--metric": metrics, "--ranges": ranges,
-        "--save-ranges": save_ranges, "--time-limit": time_limit, "--force-failed": force_failed,
+        "--save-ranges": save_ranges, "--time-limit": time_limit, "--force-failed": force_failed, "--to auto": to == AUTO,
     }  # fmt: skip
     if samples is None and (given := [option for option, value in without.items() if value]):
         raise UsageError(f"{given[0]} needs samples to measure on", "--samples PATH with real inputs")
@@ -265,33 +267,36 @@ def convert(
         allow_nodes=tuple(allow_nodes),
         block_list=block_list,
     )
-    planned = plan_model(
-        source_path, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, plan=plan, on_stage=on_stage
-    )
-    to, target = planned.plan.to, planned.plan.target
-    if output is None:
-        target_path = source_path.with_name(f"{source_path.stem}.{to}.onnx")
-    check_output_path(source_path, target_path, planned.source.data_files)
-    profile = profile_path(target_path)
-    for written_file in (target_path, profile):
-        if plan is not None and not isinstance(plan, PrecisionPlan) and written_file.exists() and written_file.samefile(plan):
-            raise UsageError(f"the plan {plan} would be overwritten", "another -o")
-    if profile.exists() and any(profile.samefile(file) for file in (source_path, *planned.source.data_files)):
-        raise UsageError(f"the run profile of {target_path} would overwrite the input {profile}", "another -o")
-    for side in (save_plan, save_ranges):
-        if side is not None:
-            check_side_file(Path(side), (source_path, target_path, profile, *planned.source.data_files))
+    # Options that are iterators can be read once, and --to auto plans twice.
+    half_io, keep_io = half_io if isinstance(half_io, bool) else frozenset(half_io), frozenset(keep_io)
+    plans = [
+        plan_model(
+            source_path, to=name, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, plan=plan,
+            on_stage=on_stage,
+        )
+        for name in _formats(to, target)
+    ]  # fmt: skip
+    names = [source_path.with_name(f"{source_path.stem}.{known.plan.to}.onnx") for known in plans]
+    targets = [Path(output)] * len(plans) if output is not None else names
+    for path in {*targets, *([Path(force_failed)] if force_failed is not None else [])}:
+        _check_paths(source_path, path, plans[0].source, plan, save_plan, save_ranges)
     clock = StageClock(on_stage)
-    clock.seconds = planned.seconds
-    tuned, failed = None, ""
+    tuned, failed, place = None, "", 0
+    notes: list[str] = []
     if samples is not None:
-        from halfconv.tuning import Tuning, tune
+        from halfconv.tuning import Tuning, choose, tune
 
+        tuning = Tuning(samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit)
         with clock.stage("tune"):
-            tuning = Tuning(samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit)
-            tuned = tune(planned, tuning, on_stage)
-            planned.assignment = tuned.assignment
-            planned.plan = _replanned(planned, tuned.assignment)
+            tried = [tune(known, tuning, on_stage) for known in plans]
+        place, notes = choose(tried)
+        tuned = tried[place]
+        plans[place].assignment = tuned.assignment
+        plans[place].plan = _replanned(plans[place], tuned.assignment)
+    planned, target_path = plans[place], targets[place]
+    to, target = planned.plan.to, planned.plan.target
+    clock.seconds = planned.seconds | clock.seconds
+    if tuned is not None:
         if save_ranges is not None:
             atomic_text(Path(save_ranges), tuned.ranges.to_json())
         failed = _failure(tuned)
@@ -299,9 +304,8 @@ def convert(
             raise CheckFailed(f"{source_path}: {failed}", "more samples, a wider --tolerance, or --force-failed OUT to study it")
         if failed and force_failed is not None:
             target_path = Path(force_failed)
-            check_output_path(source_path, target_path, planned.source.data_files)
     ir_model, source = planned.source.model, planned.source
-    warnings = [*planned.prepared.notes, *planned.assignment.overruled, *_remarks(planned, to)]
+    warnings = [*notes, *planned.prepared.notes, *planned.assignment.overruled, *_remarks(planned, to)]
     converted = _converted(ir_model, to)
     with clock.stage("rewrite"):
         rewrite = RewritePass(planned.groups, planned.assignment.half, planned.names, planned.dtype)
@@ -310,7 +314,7 @@ def convert(
             _stamp(ir_model, planned)
         if ir_model.ir_version > IR_VERSION and ir_model.opset_imports.get("", 0) < 23:
             ir_model.ir_version = IR_VERSION
-    promised = _promise(source, ir_model, planned.half_inputs, planned.half_outputs, planned.dtype)
+    promised = promise(source, ir_model, planned.half_inputs, planned.half_outputs, planned.dtype)
     types = {value.name: value.type for side in promised for value in side if value.HasField("type")} | source.opaque_types
     checked: CheckResult | None = None
     nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(ir_model.graph))
@@ -352,6 +356,28 @@ def convert(
     )
 
 
+def _formats(to: str, target: str) -> list[str]:
+    """Return the formats to try."""
+    return [to] if to != AUTO else [name for name, known in FORMATS.items() if not known.targets or target in known.targets]
+
+
+def _check_paths(
+    source_path: Path, target_path: Path, source: SourceModel, plan: object, save_plan: str | os.PathLike[str] | None,
+    save_ranges: str | os.PathLike[str] | None,
+) -> None:  # fmt: skip
+    """Refuse an output that would overwrite something else that this run reads or writes."""
+    check_output_path(source_path, target_path, source.data_files)
+    profile = profile_path(target_path)
+    for written in (target_path, profile):
+        if isinstance(plan, (str, os.PathLike)) and written.exists() and written.samefile(plan):
+            raise UsageError(f"the plan {plan} would be overwritten", "another -o")
+    if profile.exists() and any(profile.samefile(file) for file in (source_path, *source.data_files)):
+        raise UsageError(f"the run profile of {target_path} would overwrite the input {profile}", "another -o")
+    for side in (save_plan, save_ranges):
+        if side is not None:
+            check_side_file(Path(side), (source_path, target_path, profile, *source.data_files))
+
+
 def _failure(tuned: Tuned) -> str:
     """Say in one line what breaks the tolerance; "" if nothing does."""
     broken = [f"{o.name}: {o.failures[0]}" for o in tuned.drift.outputs if not o.passed]
@@ -364,31 +390,6 @@ def _failure(tuned: Tuned) -> str:
 
 def _converted(model: ir.Model, to: str) -> bool:
     return model.metadata_props.get(f"{METADATA_PREFIX}to") == to
-
-
-def _half_borders(
-    source: SourceModel, half_io: bool | Iterable[str], keep_io: Iterable[str]
-) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names of inputs and of outputs that become half."""
-    graph, kept = source.model.graph, frozenset(keep_io)
-    floats = [{v.name or "" for v in side if v.dtype == ir.DataType.FLOAT} for side in (graph.inputs, graph.outputs)]
-    known = {v.name or "" for v in (*graph.inputs, *graph.outputs)}
-    named = frozenset() if isinstance(half_io, bool) else frozenset(half_io)
-    for option, wanted in (("--half-io", named), ("--keep-io", kept)):
-        for name in sorted(wanted):
-            if name not in known:
-                raise UsageError(
-                    f"{option}={name}: the model has no input or output of that name",
-                    "one of " + ", ".join(sorted(known)),
-                )
-            if name not in floats[0] | floats[1] and option == "--half-io":
-                raise UsageError(f"{option}={name}: its type is not FP32", "one of " + ", ".join(sorted(floats[0] | floats[1])))
-    both = named & kept
-    if both:
-        raise UsageError(f"'{min(both)}' is named by both --half-io and --keep-io", "one of them")
-    if half_io is True:
-        named = frozenset(floats[0] | floats[1]) - kept
-    return frozenset(floats[0] & named), frozenset(floats[1] & named)
 
 
 def _remarks(planned: Planned, to: str) -> Iterator[str]:
@@ -416,24 +417,6 @@ def _stamp(model: ir.Model, planned: Planned) -> None:
     model.metadata_props[f"{METADATA_PREFIX}to"] = planned.plan.to
     model.metadata_props[f"{METADATA_PREFIX}plan"] = planned.plan.fingerprint()
     model.metadata_props[f"{METADATA_PREFIX}source_sha256"] = planned.source.sha256
-
-
-def _promise(
-    source: SourceModel, model: ir.Model, half_inputs: frozenset[str], half_outputs: frozenset[str], dtype: ir.DataType
-) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Return the inputs and outputs that the output must have: the source's, with the wanted ones in half."""
-    kept = {value.name for value in model.graph.inputs}
-    sides = []
-    for values, wanted in (([v for v in source.inputs if v.name in kept], half_inputs), (source.outputs, half_outputs)):
-        side = []
-        for value in values:
-            copy = onnx.ValueInfoProto()
-            copy.CopyFrom(value)
-            if value.name in wanted and copy.type.HasField("tensor_type"):
-                copy.type.tensor_type.elem_type = dtype.value
-            side.append(copy)
-        sides.append(side)
-    return sides[0], sides[1]
 
 
 def _changed(planned: Planned, half: list[str], both: list[str]) -> tuple[ChangedConstant, ...]:

@@ -34,10 +34,6 @@ class Repair:
     stopped: str = ""
 
 
-class _Stop(Exception):
-    """The budget is used up."""
-
-
 class Search:
     """Counts tests against a budget, and remembers their answers.
 
@@ -61,7 +57,7 @@ class Search:
         """Tell whether a candidate passes.
 
         Raises:
-            _Stop: There is no time or run left.
+            TimeoutError: There is no time or run left.
         """
         key = frozenset(forced)
         if key in self._known:
@@ -71,7 +67,7 @@ class Search:
         elif self._left <= 0:
             self.stopped = "runs"
         if self.stopped:
-            raise _Stop
+            raise TimeoutError(self.stopped)
         self._left -= 1
         passed = self._known[key] = self._test(key)
         if passed and (self.best is None or len(key) < len(self.best)):
@@ -94,7 +90,7 @@ def repair(ranked: Sequence[int], search: Search) -> Repair:
         if prefix is None:
             return Repair(tuple(ranked), False, False)
         return Repair(tuple(_shrunk(prefix, search)), True, True)
-    except _Stop:
+    except TimeoutError:
         if search.best is None:
             return Repair(tuple(ranked), False, False, search.stopped)
         return Repair(tuple(group for group in ranked if group in search.best), True, False, search.stopped)

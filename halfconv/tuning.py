@@ -33,7 +33,7 @@ from halfconv.trial import Trial, Trials
 if TYPE_CHECKING:
     from halfconv.pipeline import Planned
 
-__all__ = ["Tuned", "Tuning", "tune"]
+__all__ = ["Tuned", "Tuning", "choose", "tune"]
 
 #: Rules of the block list that samples do not clear: what they protect from shows with other inputs than the samples.
 KEPT = frozenset({"quantised", "shape-arithmetic"})
@@ -135,6 +135,27 @@ def tune(planned: Planned, tuning: Tuning, on_stage: Callable[[str], None] | Non
         seconds={"ranges and simulation": time.monotonic() - begun},
     )  # fmt: skip
     return Tuned(assignment, drift, ranges, found, why)
+
+
+def choose(tried: Sequence[Tuned]) -> tuple[int, list[str]]:
+    """Choose a format: one that meets its tolerance, with the fewest groups in FP32, the earlier of equals.
+
+    Args:
+        tried: What each format gave.
+
+    Returns:
+        Its place, and sentences that compare them; none if there is only one.
+    """
+    lost = [sum(not half for half in found.assignment.half) for found in tried]
+    place = min(range(len(tried)), key=lambda index: (not tried[index].drift.passed, lost[index], index))
+    if len(tried) == 1:
+        return place, []
+    said = []
+    for found, count in zip(tried, lost, strict=True):
+        worst = max((output.measures.rel_l2 or 0.0 for output in found.drift.outputs), default=0.0)
+        verdict = "meets" if found.drift.passed else "does not meet"
+        said.append(f"{found.drift.to} {verdict} its tolerance, rel_l2 {worst:.3g}, with {count} groups of values in FP32")
+    return place, [f"{tried[place].drift.to} was chosen: " + "; ".join(said)]
 
 
 def _ranges(planned: Planned, samples: Samples, tuning: Tuning) -> Ranges:

@@ -160,6 +160,26 @@ def make_tuned() -> str:
     return fenced(shell(here(script), example_folder()))
 
 
+def make_tuned_gpu() -> str:
+    content = json.loads((RESULTS.parent / "tuned_zoo_h100.json").read_text("utf-8"))
+    lines = [row("model", "values in FP32", "model runs", "drift in simulation", "drift on the GPU"), "|---|---|---|---|---|"]
+    for entry in sorted(content["rows"], key=lambda entry: str(entry["case"])):
+        worst = max(entry["rel_l2"], key=lambda name: entry["rel_l2"][name])
+        held = entry["values"]
+        lines.append(row(
+            f"`{entry['case']}`", f"{held['float']} of {held['float'] + held['half']}", entry["runs"],
+            f"{entry['simulated'][worst]:.3g}", f"{entry['rel_l2'][worst]:.3g}",
+        ))  # fmt: skip
+    known = next(entry["accuracy"] for entry in content["rows"] if "accuracy" in entry)
+    lines += [
+        "",
+        f"Magika's accuracy is {known['fp32']:.1%} in FP32 and {known['gpu']:.1%} on the GPU",
+        f"({content['machine']['card']}, onnxruntime-gpu {content['versions']['onnxruntime-gpu']}, {content['date'][:10]}; "
+        "`bench/tuned.py`).",
+    ]
+    return "\n".join(lines)
+
+
 def make_fidelity() -> str:
     content = json.loads((RESULTS.parent / "simulation_zoo_h100.json").read_text("utf-8"))
     worst: dict[str, dict[str, dict[str, object]]] = {}
@@ -206,6 +226,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "convert": make_convert,
     "validate": make_validate,
     "tuned": make_tuned,
+    "tuned-gpu": make_tuned_gpu,
     "fidelity": make_fidelity,
     "unmodelled": make_unmodelled,
 }

@@ -104,6 +104,7 @@ def test_the_console_says_what_was_reached(model: Path, capsys: pytest.CaptureFi
     ("options", "words"),
     [
         (["--tolerance", "rel_l2=1"], "--tolerance needs samples"),
+        (["--to", "auto"], "--to auto needs samples"),
         (["--save-ranges", "r.json"], "--save-ranges needs samples"),
         (["--samples", "nothing.npz"], "nothing.npz"),
         (["--samples", "in", "--tolerance", "rel=1"], "there is no measure 'rel'"),
@@ -187,6 +188,19 @@ def test_bf16_is_repaired_to_its_own_tolerance(model: Path) -> None:
     assert result.drift.tolerance["rel_l2"] == 5e-2
     assert result.repair is not None and result.repair.forced
     assert halfconv.validate(model, result.output, samples=model.parent / "in").passed
+
+
+def test_auto_takes_the_format_that_keeps_more_in_half(model: Path, tmp_path: Path) -> None:
+    result = halfconv.convert(model, samples=model.parent / "in", to="auto")
+    assert result.to == "fp16" and result.output.name == "m.fp16.onnx"
+    assert any("fp16 was chosen" in warning and "bf16 meets its tolerance" in warning for warning in result.warnings)
+    wide = """(float[4] x) => (float[4] y) { a = Relu(x) b = Mul(a, a) c = Mul(b, b) d = Sqrt(c) y = Sqrt(d) }"""
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 22]>\nmain {wide}'), tmp_path / "w.onnx")
+    feeds = [{"x": np.array([100, 200, 300, 400], np.float32)}]
+    chosen = halfconv.convert(tmp_path / "w.onnx", samples=feeds, to="auto", target="cuda", check=False)
+    assert chosen.to == "bf16" and chosen.output.name == "w.bf16.onnx"
+    assert chosen.drift is not None and chosen.drift.passed
+    assert sorted(path.name for path in tmp_path.glob("w.*")) == ["w.bf16.onnx", "w.bf16.onnx.profile.json", "w.onnx"]
 
 
 def test_a_plan_made_with_samples_replays_on_a_retrained_model(model: Path) -> None:

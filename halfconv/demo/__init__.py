@@ -40,7 +40,7 @@ INPUT_NAME = "bytes"
 WHO = ("fp32", "fp16_cpu", "fp16_simulated", "other_cpu", "other_simulated")
 #: Files on which the other model is searched for the value that goes wrong.
 SEARCHED = 8
-#: Every so many files are a sample of `samples`, this many a batch.
+#: Of so many files `samples` takes one, and puts so many into a batch.
 STEP, BATCH = 4, 16
 
 
@@ -145,8 +145,11 @@ def run_demo(
     return _report(model, found, conversion, answers, kept, listed.model_sha256, drift.first_bad)
 
 
-def samples() -> "Iterator[dict[str, NDArray[Any]]]":
+def samples(step: int = STEP) -> "Iterator[dict[str, NDArray[Any]]]":
     """Give some of the listed files as samples for Magika's model: ``--samples halfconv.demo:samples``.
+
+    Args:
+        step: Every so many files are taken.
 
     Yields:
         Batches of the model's input, ``bytes`` [16, 2048] int32, and ``labels`` [16], the indices of the true types (-1 for one
@@ -158,7 +161,7 @@ def samples() -> "Iterator[dict[str, NDArray[Any]]]":
     import numpy as np
 
     model = find_model()
-    used = collect(load_list().files).used[::STEP]
+    used = collect(load_list().files).used[::step]
     if not used:
         raise EnvironmentProblem("none of the listed files is on this machine", "pip install 'halfconv[demo]'")
     for start in range(0, len(used), BATCH):
