@@ -63,7 +63,7 @@ class Planned:
         half_inputs: Names of model inputs that become half.
         half_outputs: Names of model outputs that become half.
         rules: The user's rules.
-        decided: What rules and constants say about nodes; None where a plan was replayed.
+        decided: What rules and constants say about nodes; None where a plan was replayed, or the model was converted before.
         structure: Marks of the model's nodes and values.
         seconds: Seconds by stage.
     """
@@ -156,7 +156,7 @@ def plan_model(
         )  # fmt: skip
     return Planned(
         source, prepared, names, groups, weights, assignment, made, dtype, half_inputs, half_outputs, rules,
-        None if given is not None else decided, structure, clock.seconds,
+        None if given is not None or untouched else decided, structure, clock.seconds,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfconv.drift.evaluate import evaluate_file
+from halfconv.drift.compare import open_reference
 from halfconv.drift.expansions import expansion_of
 from halfconv.drift.gate import make_gate
 from halfconv.drift.localise import glanced
@@ -118,7 +118,7 @@ def tune(planned: Planned, tuning: Tuning, on_stage: Callable[[str], None] | Non
         decided = [d for d in planned.decided if not _cleared(d, planned)]
         decided += range_decisions(planned.names, planned.groups, ranges.values, to)
     assignment = planned.assignment if decided is None else _assign(planned, decided)
-    with evaluate_file(source.path) as reference:
+    with open_reference(source, "simulate") as reference:
         trials = Trials(
             source, reference.run, samples, gate, wanted, to,
             asked=not automatic or gate.limit_of("accuracy") is not None,

@@ -182,6 +182,13 @@ def test_the_search_goes_into_bodies(tmp_path: Path) -> None:
     assert halfconv.validate(tmp_path / "m.onnx", result.output, samples=feeds).passed
 
 
+def test_converting_again_changes_nothing_with_samples_either(model: Path) -> None:
+    first = halfconv.convert(model, samples=model.parent / "in")
+    again = halfconv.convert(first.output, model.parent / "again.onnx", samples=model.parent / "in")
+    assert again.casts == 0 and again.drift is not None and again.drift.passed
+    assert all(output.measures.rel_l2 == 0 for output in again.drift.outputs)
+
+
 def test_bf16_is_repaired_to_its_own_tolerance(model: Path) -> None:
     result = halfconv.convert(model, samples=model.parent / "in", to="bf16", target="cuda")
     assert result.drift is not None and result.drift.passed and result.drift.to == "bf16"

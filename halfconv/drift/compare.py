@@ -29,7 +29,7 @@ from halfconv.model import SourceModel, load
 from halfconv.samples import Sample, open_samples
 from halfconv.synthetic import fitting_samples, input_specs
 
-__all__ = ["validate"]
+__all__ = ["open_reference", "validate"]
 
 WAYS = ("simulate", "cpu", "cuda")
 CPU_HIDES = (
@@ -105,7 +105,7 @@ def validate(
     with ExitStack() as stack:
         with clock.stage("simulate" if on == "simulate" else "open"):
             simulation = simulate(half) if to and on == "simulate" else None
-            ours = stack.enter_context(_reference(source, on))
+            ours = stack.enter_context(open_reference(source, on))
             theirs = stack.enter_context(_candidate(paths[1], simulation, on))
         with clock.stage("run"):
             used = given if given is not None else fitting_samples(source.model, count, seed, ours.run)
@@ -184,8 +184,16 @@ def _format(reference: ir.Model, candidate: ir.Model, paths: tuple[Path, Path]) 
     return theirs, [] if theirs else ["the candidate holds no half-precision value: it is compared as it is"]
 
 
-def _reference(source: SourceModel, on: str) -> Evaluator:
-    """Open the reference: the file; where it holds half-precision values itself, its simulation if the candidate is simulated."""
+def open_reference(source: SourceModel, on: str) -> Evaluator:
+    """Open a reference: the file; where it holds half-precision values itself, its simulation if the candidate is simulated.
+
+    Args:
+        source: The loaded model.
+        on: How the candidate is evaluated.
+
+    Raises:
+        InputError: It cannot be run.
+    """
     path = source.path
     if not _holds(source.model):
         return evaluate_file(path)
