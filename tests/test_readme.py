@@ -226,7 +226,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "convert": make_convert,
     "validate": make_validate,
     "tuned": make_tuned,
-    "tuned-gpu": make_tuned_gpu,
+    "tuned_gpu": make_tuned_gpu,
     "fidelity": make_fidelity,
     "unmodelled": make_unmodelled,
 }
