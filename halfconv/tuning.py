@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
 
 from halfconv.drift.compare import open_reference
 from halfconv.drift.expansions import expansion_of
@@ -79,7 +82,6 @@ class Tuned:
     ranges: Ranges
     repair: Repaired | None = None
     why: str = ""
-    warnings: list[str] = field(default_factory=list)
 
 
 def tune(planned: Planned, tuning: Tuning, on_stage: Callable[[str], None] | None = None) -> Tuned:
@@ -188,8 +190,11 @@ def _forced(planned: Planned, groups: Sequence[int]) -> Iterator[Decision]:
     """
     held = planned.groups
     opset = planned.source.model.opset_imports.get("")
+    values: dict[int, list[ir.Value]] = defaultdict(list)
+    for value, producer in held.produced.items():
+        values[producer].append(value)
     for rank, group in enumerate(groups):
-        made = [value for value, producer in held.produced.items() if producer == group]
+        made = values[group]
         node = next((maker for value in made if (maker := value.producer()) is not None), None) or held.nodes[group][0]
         why = f"number {rank + 1} of the values whose rounding drifts the outputs most"
         yield Decision(node, False, Strength.REPAIR, why, "repair", node, {"rank": rank + 1}, group)
