@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +86,6 @@ class Trials:
         runs: Number of runs so far.
         samples: The samples.
         total: Number of samples, after the first run.
-        seconds: Time that the runs took.
     """
 
     def __init__(
@@ -95,10 +94,11 @@ class Trials:
     ):  # fmt: skip
         self.source, self.gate, self.to, self.samples = source, gate, to, samples
         self.names = [value.name or "" for value in source.model.graph.outputs]
-        self.runs, self.total, self.seconds = 0, 0, 0.0
+        self.runs, self.total = 0, 0
         self._reference, self._metrics, self._asked, self._on_run = reference, metrics, asked, on_run
         self._answers: list[dict[str, Any]] = []
         self._room = KEPT_BYTES
+        self._most: dict[str, float] = {}  # output -> squared error that rel_l2 allows over all samples
 
     def simulation(self, half: Sequence[bool]) -> Simulation:
         """Simulate a candidate; the result may be used up."""
@@ -110,10 +110,25 @@ class Trials:
         Raises:
             InputError: It, or the reference, cannot be run.
         """
+        trial = self._run(half, early=False)
+        assert trial is not None
+        return trial
+
+    def attempt(self, half: Sequence[bool]) -> Trial | None:
+        """Measure a candidate, and give up where the samples so far already add up to more than rel_l2 allows for all of them.
+
+        Returns:
+            What it gave on all samples; None if it fails and that was seen before the last.
+
+        Raises:
+            InputError: It, or the reference, cannot be run.
+        """
+        return self._run(half, early=True)
+
+    def _run(self, half: Sequence[bool], *, early: bool) -> Trial | None:
         self.runs += 1
         if self._on_run is not None:
             self._on_run(self.runs)
-        begun = time.perf_counter()
         simulation = self.simulation(half)
         means = MetricMeans(self._metrics, asked=self._asked)
         accumulators = {name: Accumulator("fp16" if self.to == ir.DataType.FLOAT16 else "bf16") for name in self.names}
@@ -131,10 +146,15 @@ class Trials:
                 if worst is None or harm > most:
                     worst, most = sample, harm
                 before, count = after, count + 1
+                if early and any(error > self._most.get(n, math.inf) for n, (_, error) in zip(self.names, harms, strict=True)):
+                    return None
         assert worst is not None  # Samples refuses to be empty
         self.total = count
-        self.seconds += time.perf_counter() - begun
         outputs = tuple(self.gate.judge(accumulators[name].result(name)) for name in self.names)
+        for name, accumulator in accumulators.items():
+            limit, energy = {**self.gate.bounds, **self.gate.outputs.get(name, {})}.get("rel_l2"), accumulator.energy()
+            if limit is not None and 0 < energy < math.inf:
+                self._most[name] = limit**2 * energy * (1 + 1e-9)
         return Trial(outputs, means.result(self.gate.limit_of), worst, simulation.fused, simulation.unmodelled)
 
     def badness(self, trial: Trial) -> dict[str, float]:

@@ -220,17 +220,19 @@ def _repaired(
 
     def test(forced: frozenset[int]) -> bool:
         candidate = _assign(planned, [*decided, *_forced(planned, [group for group in ranked if group in forced])])
-        result = trials.run(candidate.half)
-        if result.passed or not tried:
-            tried[forced] = candidate, result
-        return result.passed
+        result = trials.attempt(candidate.half)
+        if result is None or not result.passed:
+            return False
+        tried[forced] = candidate, result
+        return True
 
     search = Search(test, BUDGET - trials.runs - measured - 1, deadline)
     end = repair(ranked, search)
     chosen = frozenset(end.forced)
     if chosen not in tried:  # all groups, for want of time, or because not even these pass
-        test(chosen)
-    best, result = tried.get(chosen, (assignment, trial))
+        last = _assign(planned, [*decided, *_forced(planned, end.forced)])
+        tried[chosen] = last, trials.run(last.half)
+    best, result = tried[chosen]
     runs = trials.runs + measured + 1
     names = {group: planned.names.value[value] for value, group in reversed(list(groups.produced.items()))}
     report = Repaired(

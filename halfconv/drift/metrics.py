@@ -235,6 +235,13 @@ class Accumulator:
         except OverflowError:
             return float(lost + self._zeroed), math.inf
 
+    def energy(self) -> float:
+        """Σr² of the samples so far."""
+        try:
+            return math.ldexp(self._rr.mantissa, self._rr.exponent)
+        except OverflowError:
+            return math.inf
+
     def result(self, name: str) -> OutputDrift:
         """The drift of all samples so far.
 
