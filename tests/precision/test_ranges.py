@@ -51,7 +51,7 @@ FLOATS = st.floats(width=32, allow_subnormal=True) | st.sampled_from(
 ).map(np.float32).map(float)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.sampled_from(list(HALF)), arrays.arrays(np.float32, st.integers(1, 40), elements=FLOATS))
 def test_ranges_are_those_of_the_tensor(to: ir.DataType, x: np.ndarray) -> None:
     found = measure_ranges(MODEL, samples({"x": x}), to, "m").values["x"]
@@ -59,7 +59,8 @@ def test_ranges_are_those_of_the_tensor(to: ir.DataType, x: np.ndarray) -> None:
     assert found.elements == x.size
     for name, value in want.items():
         got = getattr(found, name)
-        assert (got is None) == (value is None) and (value is None or got == pytest.approx(value, rel=1e-4, abs=1e-38)), name
+        nothing = 1e-12 if name == "rounding" else 1e-38  # squares of scaled numbers are summed in FP32
+        assert (got is None) == (value is None) and (value is None or got == pytest.approx(value, rel=1e-4, abs=nothing)), name
 
 
 def test_samples_are_pooled() -> None:
