@@ -3,6 +3,7 @@
 Two steps, because the machine with the GPU may reach no package index:
 
     python bench/tuned.py prepare DIR KEY…     converts here; DIR gets models, samples, the FP32 model's outputs, and rows.json
+    python bench/tuned.py bf16 DIR KEY…        the same to BF16 for CUDA, on the first 8 samples
     python bench/tuned.py run DIR JSON         runs them on the CUDA provider, and writes the committed result
 """
 
@@ -24,7 +25,7 @@ LEVELS = ("ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISA
 SAMPLES = 40
 
 
-def prepare(folder: Path, keys: list[str]) -> None:
+def prepare(folder: Path, keys: list[str], *, to: str = "fp16") -> None:
     """Convert models of the zoo with their samples, and store what the GPU needs."""
     import halfconv
     from halfconv import demo
@@ -38,11 +39,14 @@ def prepare(folder: Path, keys: list[str]) -> None:
     rows = []
     for key in keys:
         given: Any = (lambda: demo.samples(1)) if key == "magika" else zoo.samples(key)  # which come with their true types
+        more: dict[str, Any] = {}
+        if to == "bf16":
+            given, more = zoo.samples(key)[:8], {"to": to, "target": "cuda"}
         begun = time.perf_counter()
-        result = halfconv.convert(zoo.model(key), folder / f"{key}.onnx", samples=given)
+        result = halfconv.convert(zoo.model(key), folder / f"{key}.onnx", samples=given, **more)
         assert result.drift is not None
         rows.append({
-            "case": key, "batch": None, "who": "halfconv-portable", "seconds": round(time.perf_counter() - begun, 1),
+            "case": key, "batch": None, "who": "halfconv" if more else "halfconv-portable", "to": to, "seconds": round(time.perf_counter() - begun, 1),
             "values": dict(result.values), "casts": result.casts, "samples": result.drift.samples,
             "fp32_rules": dict(Counter(entry.rule for entry in result.fp32)),
             "runs": result.repair.runs if result.repair else 2, "forced": list(result.repair.forced) if result.repair else [],
@@ -130,5 +134,7 @@ def run(folder: Path, target: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "prepare":
         prepare(Path(sys.argv[2]), sys.argv[3:])
+    elif sys.argv[1] == "bf16":
+        prepare(Path(sys.argv[2]), sys.argv[3:], to="bf16")
     else:
         run(Path(sys.argv[2]), Path(sys.argv[3]))
