@@ -46,7 +46,8 @@ def prepare(folder: Path, keys: list[str], *, to: str = "fp16") -> None:
         result = halfconv.convert(zoo.model(key), folder / f"{key}.onnx", samples=given, **more)
         assert result.drift is not None
         rows.append({
-            "case": key, "batch": None, "who": "halfconv" if more else "halfconv-portable", "to": to, "seconds": round(time.perf_counter() - begun, 1),
+            "case": key, "batch": None, "who": "halfconv" if more else "halfconv-portable", "to": to,
+            "seconds": round(time.perf_counter() - begun, 1),
             "values": dict(result.values), "casts": result.casts, "samples": result.drift.samples,
             "fp32_rules": dict(Counter(entry.rule for entry in result.fp32)),
             "runs": result.repair.runs if result.repair else 2, "forced": list(result.repair.forced) if result.repair else [],
