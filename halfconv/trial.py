@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from halfconv.drift.evaluate import evaluate_simulation
 from halfconv.drift.gate import HIGHER_IS_BETTER, Gate
-from halfconv.drift.metrics import Accumulator
+from halfconv.drift.paired import run_paired
 from halfconv.drift.report import MetricDrift, OutputDrift
-from halfconv.drift.simulate import Simulation, simulate
+from halfconv.drift.simulate import FORMATS, Simulation, simulate
 from halfconv.drift.task import Metric, MetricMeans
 from halfconv.graph.duplicate import duplicate
 from halfconv.graph.names import Names
@@ -39,14 +39,12 @@ class Trial:
         outputs: Drift per output, judged.
         metrics: User metrics.
         worst: The sample that did most harm.
-        fused: Transformer of ONNX Runtime -> how often the simulation applies it.
         unmodelled: A sentence for each operator that the simulation does not model.
     """
 
     outputs: tuple[OutputDrift, ...]
     metrics: tuple[MetricDrift, ...]
     worst: Sample
-    fused: Mapping[str, int]
     unmodelled: tuple[str, ...]
 
     @property
@@ -131,31 +129,20 @@ class Trials:
             self._on_run(self.runs)
         simulation = self.simulation(half)
         means = MetricMeans(self._metrics, asked=self._asked)
-        accumulators = {name: Accumulator("fp16" if self.to == ir.DataType.FLOAT16 else "bf16") for name in self.names}
-        worst, most, before, count = None, (-1.0, 0.0), (0.0, 0.0), 0
         with evaluate_simulation(simulation, str(self.source.path)) as run:
-            for number, sample in enumerate(self.samples):
-                theirs = run.run(sample.feeds, sample.name, self.names)
-                ours = self._answer(number, sample)
-                for name, accumulator in accumulators.items():
-                    accumulator.update(ours[name], theirs[name], sample.name)
-                means.update((ours, theirs), sample.extras, sample.name)
-                harms = [accumulator.harm() for accumulator in accumulators.values()]
-                after = sum(lost for lost, _ in harms), sum(error for _, error in harms)
-                harm = after[0] - before[0], after[1] - before[1]
-                if worst is None or harm > most:
-                    worst, most = sample, harm
-                before, count = after, count + 1
-                if early and any(error > self._most.get(n, math.inf) for n, (_, error) in zip(self.names, harms, strict=True)):
-                    return None
-        assert worst is not None  # Samples refuses to be empty
-        self.total = count
-        outputs = tuple(self.gate.judge(accumulators[name].result(name)) for name in self.names)
-        for name, accumulator in accumulators.items():
-            limit, energy = {**self.gate.bounds, **self.gate.outputs.get(name, {})}.get("rel_l2"), accumulator.energy()
+            found = run_paired(
+                self.samples, self._answer, lambda _, sample: run.run(sample.feeds, sample.name, self.names), self.names,
+                FORMATS[self.to], means, *([self._is_hopeless] if early else []),
+            )  # fmt: skip
+        if found is None:
+            return None
+        self.total = found.total
+        outputs = tuple(self.gate.judge(found.accumulators[name].result(name)) for name in self.names)
+        for name, accumulator in found.accumulators.items():
+            limit, energy = self.gate.bounds_of(name).get("rel_l2"), accumulator.energy()
             if limit is not None and 0 < energy < math.inf:
                 self._most[name] = limit**2 * energy * (1 + 1e-9)
-        return Trial(outputs, means.result(self.gate.limit_of), worst, simulation.fused, simulation.unmodelled)
+        return Trial(outputs, means.result(self.gate.limit_of), found.worst, simulation.unmodelled)
 
     def badness(self, trial: Trial) -> dict[str, float]:
         """Return for each output how far it is beyond its bounds: the largest ratio of a measure to its bound."""
@@ -163,15 +150,17 @@ class Trials:
         for output in trial.outputs:
             m = output.measures
             broken = float(m.new_nan + m.new_inf > 0) * 1e6
-            bounds = {**self.gate.bounds, **self.gate.outputs.get(output.name, {})}
             ratios = [broken]
-            for metric, bound in bounds.items():
+            for metric, bound in self.gate.bounds_of(output.name).items():
                 value = getattr(m, metric)
                 if value is None or metric in ("new_nan", "new_inf", "mismatched") or not bound:
                     continue
                 ratios.append((1 - value) / max(1 - bound, 1e-9) if metric in HIGHER_IS_BETTER else value / bound)
             found[output.name] = max(ratios)
         return found
+
+    def _is_hopeless(self, errors: Mapping[str, float]) -> bool:
+        return any(error > self._most.get(name, math.inf) for name, error in errors.items())
 
     def _answer(self, number: int, sample: Sample) -> dict[str, Any]:
         """Return the reference's outputs, kept from the first run where there is room."""

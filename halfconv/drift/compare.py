@@ -18,8 +18,8 @@ from halfconv.drift.baseline import load as load_baseline
 from halfconv.drift.evaluate import Evaluator, check_valid, evaluate_file, evaluate_simulation
 from halfconv.drift.gate import Gate, make_gate
 from halfconv.drift.localise import first_bad, localise
-from halfconv.drift.metrics import Accumulator
 from halfconv.drift.origins import Origins, origins
+from halfconv.drift.paired import Paired, run_paired
 from halfconv.drift.report import SYNTHETIC, DriftReport, LayerDrift
 from halfconv.drift.simulate import FORMATS, Simulation, simulate
 from halfconv.drift.task import Metric, MetricMeans, accuracy, find_metrics, labels_of
@@ -111,14 +111,14 @@ def validate(
             used = given if given is not None else fitting_samples(source.model, count, seed, ours.run)
             # Accuracy that nobody asked for is given up where the labels fit no output.
             means = MetricMeans(wanted, asked=not automatic or gate.limit_of("accuracy") is not None)
-            total, accumulators, worst = _run(used, ours, theirs, names, to or "fp16", means)
-        outputs = tuple(gate.judge(accumulators[name].result(name)) for name in names)
+            found = _run(used, ours, theirs, names, to or "fp16", means)
+        outputs = tuple(gate.judge(found.accumulators[name].result(name)) for name in names)
         if simulation is not None and simulation.fused and all(output.passed for output in outputs):
             with clock.stage("as written"):
-                warnings += _as_written(paths[1], simulation, worst, ours, gate, to)
+                warnings += _as_written(paths[1], simulation, found.worst, ours, gate, to)
     warnings += [SYNTHETIC] * (used.kind == "synthetic") + [CPU_HIDES] * (on == "cpu")
     report = DriftReport(
-        reference=str(paths[0]), candidate=str(paths[1]), on=on, to=to or "fp16", samples=total, sample_kind=used.kind,
+        reference=str(paths[0]), candidate=str(paths[1]), on=on, to=to or "fp16", samples=found.total, sample_kind=used.kind,
         seed=used.seed, outputs=outputs, metrics=means.result(gate.limit_of), tolerance=gate.resolved(),
         unmodelled=simulation.unmodelled if simulation is not None else (),
     )  # fmt: skip
@@ -126,10 +126,10 @@ def validate(
     if layers or failed:
         whole = layers and not used.once
         with clock.stage("locate"):
-            found, note = _locate(paths, used if whole else [worst], made, scopes, everything=layers)
+            inside, note = _locate(paths, used if whole else [found.worst], made, scopes, everything=layers)
         warnings += [*note, *([ONCE] if layers and used.once else [])]
         report = replace(
-            report, layers=found if layers else None, first_bad="" if report.passed else first_bad(found, _limit(gate))
+            report, layers=inside if layers else None, first_bad="" if report.passed else first_bad(inside, _limit(gate))
         )
     if known is not None:
         report = replace(report, baseline=grown(report, known))
@@ -210,31 +210,20 @@ def _candidate(path: Path, simulation: Simulation | None, on: str) -> Evaluator:
 
 def _run(
     samples: Iterable[Sample], ours: Evaluator, theirs: Evaluator, names: Sequence[str], to: str, means: MetricMeans
-) -> tuple[int, dict[str, Accumulator], Sample]:
-    """Return the number of samples, what they gave, and the sample that did most harm, the only one that is kept."""
-    accumulators = {name: Accumulator(to) for name in names}
-    total, worst, most, before = 0, None, (-1.0, 0.0), (0.0, 0.0)
-    for sample in samples:
-        values = ours.run(sample.feeds, sample.name, names), theirs.run(sample.feeds, sample.name, names)
-        for name, accumulator in accumulators.items():
-            accumulator.update(values[0][name], values[1][name], sample.name)
-        means.update(values, sample.extras, sample.name)
-        total += 1
-        harms = [accumulator.harm() for accumulator in accumulators.values()]
-        after = sum(lost for lost, _ in harms), sum(error for _, error in harms)
-        harm = after[0] - before[0], after[1] - before[1]
-        if worst is None or harm > most:
-            worst, most = sample, harm
-        before = after
-    assert worst is not None  # Samples refuses to be empty
-    return total, accumulators, worst
+) -> Paired:
+    found = run_paired(
+        samples, lambda _, sample: ours.run(sample.feeds, sample.name, names),
+        lambda _, sample: theirs.run(sample.feeds, sample.name, names), names, to, means,
+    )  # fmt: skip
+    assert found is not None
+    return found
 
 
 def _as_written(path: Path, simulation: Simulation, sample: Sample, ours: Evaluator, gate: Gate, to: str) -> list[str]:
     """Warn where only ONNX Runtime's fusions keep a sample's drift small: other runtimes may not have them."""
     names = ours.outputs
     with evaluate_simulation(simulate(load(path), as_written=True), str(path)) as theirs:
-        _, accumulators, _ = _run([sample], ours, theirs, names, to, MetricMeans({}))
+        accumulators = _run([sample], ours, theirs, names, to, MetricMeans({})).accumulators
     broken = [failure for name in names for failure in gate.judge(accumulators[name].result(name)).failures]
     if not broken:
         return []

@@ -86,6 +86,10 @@ class Gate:
                 failures.append(_sentence(metric, value, bound))
         return dataclasses.replace(drift, failures=tuple(failures))
 
+    def bounds_of(self, output: str) -> dict[str, float]:
+        """All bounds of one output, by measure."""
+        return {**self.bounds, **self.outputs.get(output, {})}
+
     def limit_of(self, metric: str) -> float | None:
         """The largest drop that a user metric may have; None if it is only reported."""
         return self.metrics.get(metric)

@@ -19,7 +19,7 @@ from halfconv.drift.builder import Builder
 from halfconv.drift.evaluate import evaluate_model
 from halfconv.drift.measure import GLANCED, OPSET, SUMMED, ZEROED_LIMIT, PairSums, glance, measure
 from halfconv.drift.origins import Origin, Origins
-from halfconv.drift.raising import raise_opset
+from halfconv.drift.raising import raised_to
 from halfconv.drift.report import LayerDrift
 from halfconv.drift.simulate import Simulation
 from halfconv.drift.surface import BODIES
@@ -130,7 +130,7 @@ def _measured(
 def _join(reference: ir.Model, candidate: ir.Model, closer: set[str] | None) -> _Joined | None:
     """Put both models into the reference's graph, with the cheap measures of all values, or all measures of some."""
     wanted = max(OPSET, reference.opset_imports.get("", 0), candidate.opset_imports.get("", 0))
-    if not (raise_opset(reference, wanted) and raise_opset(candidate, wanted)):
+    if not (raised_to(reference, wanted) and raised_to(candidate, wanted)):
         return None
     for model in (reference, candidate):  # bodies are copied, weights need not be
         if common.LiftSubgraphInitializersToMainGraphPass()(model).modified:

@@ -10,10 +10,10 @@ from onnx_ir.passes import common
 from halfconv.graph.lift import lift
 from halfconv.graph.raise_opset import RAISING
 
-__all__ = ["raise_opset"]
+__all__ = ["raised_to"]
 
 
-def raise_opset(model: ir.Model, opset: int) -> bool:
+def raised_to(model: ir.Model, opset: int) -> bool:
     """Raise a model's opset in place: by halfconv's own rules, or else by the converters of onnxscript and onnx.
 
     Args:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from halfconv.drift.builder import Builder
 from halfconv.drift.evaluate import evaluate_model
-from halfconv.drift.raising import raise_opset
+from halfconv.drift.raising import raised_to
+from halfconv.drift.simulate import FORMATS
 from halfconv.drift.surface import BODIES, lead_out, stacked
 from halfconv.errors import InputError
 from halfconv.graph.duplicate import duplicate
@@ -58,7 +59,7 @@ def measure_ranges(
     ids = list(Names.of(model).value.values())
     copy = duplicate(model)
     known = {value: name for value, name in zip(Names.of(copy).value, ids, strict=True)}  # a clone has the same order
-    if copy.opset_imports.get("", OPSET) < OPSET and not raise_opset(copy, OPSET):
+    if copy.opset_imports.get("", OPSET) < OPSET and not raised_to(copy, OPSET):
         raise InputError(f"{label}: its values cannot be measured at opset {copy.opset_imports.get('')}", "a newer opset")
     opset = copy.opset_imports.setdefault("", OPSET)
     written = _instrument(copy.graph, lambda value: value in known, to, opset, "range")
@@ -77,9 +78,8 @@ def measure_ranges(
                 count += 1
                 if on_sample is not None:
                     on_sample(count)
-    formats = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
     values = {name: _range(row) for name, row in zip(rows, totals, strict=True) if row[0]}
-    return Ranges(values, formats[to], count, samples.kind)
+    return Ranges(values, FORMATS[to], count, samples.kind)
 
 
 def _range(row: np.ndarray) -> ValueRange:
