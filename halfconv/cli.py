@@ -66,7 +66,7 @@ def _data_options(command: Command) -> Command:
                      help="Real inputs: .npz, a folder of .npz or .npy, Polygraphy JSON, or a function. Ranges and simulation on "
                           "them replace the default block list, and values stay FP32 until the tolerance holds."),
         click.option("--tolerance", multiple=True, metavar="METRIC=VALUE[@OUTPUT]",
-                     help="A bound of drift.  [default: rel_l2=1e-2]"),
+                     help="A bound of drift.  [default: rel_l2=1e-2 with samples]"),
         click.option("--tolerance-file", type=click.Path(path_type=Path), help="Bounds in a TOML file."),
         click.option("--metric", multiple=True, metavar="MODULE:FUNCTION",
                      help="A metric f(outputs, extras) -> float, or 'accuracy'."),
@@ -78,6 +78,8 @@ def _data_options(command: Command) -> Command:
                      help="End the search for these after this time, with the best plan found."),
         click.option("--force-failed", type=click.Path(path_type=Path), metavar="OUT",
                      help="Write a model that does not meet the tolerance here, for study."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+                     help="Seed of samples that are made up where none are given."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -176,7 +178,8 @@ def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as
     metavar="[NAME,…]",
     help="Keep inputs and outputs in FP32 (the default), or those named with --keep-io=NAME,… beside --half-io.",
 )
-@click.option("--check/--no-check", default=True, show_default=True, help="Check the result before it is put in place.")
+@click.option("--check/--no-check", default=True, show_default=True, 
+              help="Simulate and check the result before it is put in place.")
 @click.option(
     "--external-data",
     type=click.Choice(["auto", "always", "never"]),
@@ -209,6 +212,7 @@ def convert(
     repair: bool,
     time_limit: float | None,
     force_failed: Path | None,
+    seed: int,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -222,7 +226,7 @@ def convert(
         half_names = [] if "*" in keep_names else [name for name in half_names if name not in keep_names]
     if "*" in half_names and "*" in keep_names:
         raise click.UsageError("--half-io and --keep-io contradict each other; try: one of them, or name the exceptions")
-    with _progress(as_json, f"converting {model.name}") as on_stage:
+    with _progress(as_json, f"converting {model.name}") as on_progress:
         result = run(
             model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, save_plan=save_plan,
             half_io=True if "*" in half_names else [name for name in half_names if name != "*"],
@@ -231,7 +235,7 @@ def convert(
             block_patterns=options["block_pattern"], allow_ops=options["allow_op"], allow_nodes=options["allow_node"],
             block_list=options["block_list"], samples=samples, tolerance=list(tolerance) or None, tolerance_file=tolerance_file,
             metrics=metric, ranges=ranges, save_ranges=save_ranges, repair=repair, time_limit=time_limit,
-            force_failed=force_failed, plan=plan, on_stage=on_stage,
+            force_failed=force_failed, seed=seed, plan=plan, on_progress=on_progress,
         )  # fmt: skip
     if as_json:
         _print_json(result.to_dict())
@@ -284,10 +288,10 @@ def validate(
         raise click.UsageError("--update-baseline needs the file; try: --baseline drift.json --update-baseline")
     written = {"--junit": junit, "--markdown": markdown, "--baseline": baseline if update_baseline else None}
     check_report_files(written, (reference, candidate))
-    with _progress(as_json, f"validating {candidate.name}") as on_stage:
+    with _progress(as_json, f"validating {candidate.name}") as on_progress:
         report = run(
             reference, candidate, samples=samples, count=count, seed=seed, on=on, tolerance=list(tolerance), metrics=metric,
-            tolerance_file=tolerance_file, layers=layers, baseline=None if update_baseline else baseline, on_stage=on_stage,
+            tolerance_file=tolerance_file, layers=layers, baseline=None if update_baseline else baseline, on_progress=on_progress,
         )  # fmt: skip
     write_reports(report, junit=junit, markdown=markdown, baseline=written["--baseline"], compared=baseline is not None)
     if as_json:

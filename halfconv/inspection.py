@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from halfconv.pipeline import plan_model
+from halfconv.planning import plan_model
 from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.rules import Rules
 from halfconv.result import FloatValue

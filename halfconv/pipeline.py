@@ -4,169 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from halfconv import __version__
-from halfconv.borders import half_borders, promise
+from halfconv.borders import promise
 from halfconv.check import CheckResult, check_file, require_runtime
-from halfconv.clock import StageClock
 from halfconv.errors import CheckFailed, UsageError
-from halfconv.graph.names import Names
-from halfconv.graph.prepare import Prepared, prepare
-from halfconv.graph.structure import Structure
-from halfconv.graph.typegroups import TypeGroups
-from halfconv.model import SourceModel, load
-from halfconv.plan_file import read_plan
-from halfconv.precision.constants import WeightStats, constant_ranges, weight_stats
+from halfconv.model import SourceModel
+from halfconv.planning import Planned, converted_before, plan_model, replanned
 from halfconv.precision.formats import FORMATS
-from halfconv.precision.opset import decide, needs_raising, raise_for
 from halfconv.precision.plan import PrecisionPlan
-from halfconv.precision.planner import Assignment, assign, build_plan, keep_all
-from halfconv.precision.replay import replay, settle
 from halfconv.precision.rewrite import RewritePass
-from halfconv.precision.rules import Decision, Rules, Strength
+from halfconv.precision.rules import Rules
 from halfconv.profile import profile_path, write_profile
+from halfconv.progress import Progress, StageClock
 from halfconv.result import ChangedConstant, ConvertResult, FloatValue
 from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file, written_model
 
 if TYPE_CHECKING:
     from halfconv.drift.task import Metric
-    from halfconv.tuning import Tuned
 
-__all__ = ["Planned", "convert", "plan_model"]
+__all__ = ["convert"]
 
 #: Stands for the better of all formats, on the samples.
 AUTO = "auto"
-TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "web")
 EXTERNAL_DATA = ("auto", "always", "never")
 #: The newest IR version that ONNX Runtime 1.18 reads.
 IR_VERSION = 10
-
-
-@dataclass(slots=True)
-class Planned:
-    """A loaded and planned model: what `convert` rewrites and `inspect` reports.
-
-    Attributes:
-        source: The loaded model, prepared in place.
-        prepared: What preparation did.
-        names: Ids.
-        groups: Type groups.
-        weights: Weight -> figures.
-        assignment: A precision for every group.
-        plan: The plan.
-        dtype: FLOAT16 or BFLOAT16.
-        half_inputs: Names of model inputs that become half.
-        half_outputs: Names of model outputs that become half.
-        rules: The user's rules.
-        decided: What rules and constants say about nodes; None where a plan was replayed, or the model was converted before.
-        structure: Marks of the model's nodes and values.
-        seconds: Seconds by stage.
-    """
-
-    source: SourceModel
-    prepared: Prepared
-    names: Names
-    groups: TypeGroups
-    weights: dict[ir.Value, WeightStats]
-    assignment: Assignment
-    plan: PrecisionPlan
-    dtype: ir.DataType
-    half_inputs: frozenset[str]
-    half_outputs: frozenset[str]
-    rules: Rules
-    decided: list[Decision] | None
-    structure: Structure
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-def plan_model(
-    model: str | os.PathLike[str],
-    *,
-    to: str = "fp16",
-    target: str = "portable",
-    rules: Rules | None = None,
-    half_io: bool | Iterable[str] = False,
-    keep_io: Iterable[str] = (),
-    fuse: bool = True,
-    plan: str | os.PathLike[str] | PrecisionPlan | None = None,
-    raising: bool = True,
-    on_stage: Callable[[str], None] | None = None,
-) -> Planned:
-    """Load, prepare and plan a model; see `convert` for the arguments and errors; `raising` lets BF16 raise the opset."""
-    rules, keep_io = rules or Rules(), frozenset(keep_io)
-    rules.check()
-    given = plan if plan is None or isinstance(plan, PrecisionPlan) else read_plan(plan)
-    if given is not None:
-        settings = settle(given, rules=rules, to=to, target=target, fuse=fuse)
-        to, target, fuse = settings.to, settings.target, settings.fuse
-    if to not in FORMATS:
-        raise UsageError(f"unknown format {to!r}", "--to " + " or ".join(FORMATS))
-    if target not in TARGETS:
-        raise UsageError(f"unknown target {target!r}", "one of " + ", ".join(TARGETS))
-    FORMATS[to].check_target(target)
-    dtype, clock = FORMATS[to].dtype, StageClock(on_stage)
-    with clock.stage("load"):
-        source = load(model)
-    half_inputs, half_outputs = half_borders(source, half_io, keep_io)
-    with clock.stage("prepare"):
-        prepared = prepare(source.model, label=str(source.path), fuse=fuse)
-        untouched = _converted(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs
-        decided: list[Decision] = []
-        if given is not None:
-            names, raised = raise_for(source.model, given.structure_sha256, FORMATS[to], prepared, str(source.path), fuse=fuse), 0
-        else:
-            names, decided, raised = decide(
-                source.model, rules, FORMATS[to], prepared, label=str(source.path), fuse=fuse,
-                half_io=bool(half_inputs | half_outputs), raising=raising and not untouched,
-            )  # fmt: skip
-        groups = TypeGroups.of(source.model, names, dtype)
-    with clock.stage("weights"):
-        weights = weight_stats(names, groups, dtype)
-    with clock.stage("plan"):
-        structure = Structure.of(source.model, names)
-        if given is not None:
-            replayed = replay(
-                given, source, names, groups, weights, structure, dtype, half_inputs | half_outputs, keep_io
-            )  # fmt: skip
-            assignment, options = replayed.assignment, replayed.options
-            half_inputs, half_outputs = replayed.half_inputs, replayed.half_outputs
-        else:
-            for match in constant_ranges(names, groups, weights, dtype):
-                decided += [
-                    Decision(node, False, Strength.MEASURED, match.why, "constant-range", match.culprit, match.figures)
-                    for node in match.nodes
-                ]
-            assignment = assign(source.model, names, groups, decided, half_inputs, half_outputs)
-            if untouched:
-                assignment = keep_all(groups)  # converting twice changes nothing
-            if raised and not needs_raising(names, groups, assignment.half, raised, dtype):
-                return plan_model(model, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse,
-                                  raising=False, on_stage=on_stage)  # fmt: skip
-            options = {**rules.to_dict(), **({} if fuse else {"fuse": False})}
-            if half_inputs or half_outputs:
-                options["half_io"] = sorted(half_inputs | half_outputs)
-        made = build_plan(
-            names, groups, assignment, source_sha256=source.sha256, structure=structure, to=to, target=target,
-            options=options, dtype=dtype,
-        )  # fmt: skip
-    return Planned(
-        source, prepared, names, groups, weights, assignment, made, dtype, half_inputs, half_outputs, rules,
-        None if given is not None or untouched else decided, structure, clock.seconds,
-    )  # fmt: skip
-
-
-def _replanned(planned: Planned, assignment: Assignment) -> PrecisionPlan:
-    """Write the plan anew for another assignment."""
-    old = planned.plan
-    return build_plan(
-        planned.names, planned.groups, assignment, source_sha256=old.source_sha256, structure=planned.structure, to=old.to,
-        target=old.target, options=old.options, dtype=planned.dtype,
-    )  # fmt: skip
 
 
 def convert(
@@ -198,7 +66,8 @@ def convert(
     repair: bool = True,
     time_limit: float | None = None,
     force_failed: str | os.PathLike[str] | None = None,
-    on_stage: Callable[[str], None] | None = None,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> ConvertResult:
     """Convert an FP32 model to half precision.
 
@@ -217,14 +86,16 @@ def convert(
         allow_nodes: Regular expressions of node ids, likewise.
         block_list: ``default``, ``none`` or ``onnxconverter-common``.
         fuse: Whether decomposed norms become one operator.
-        check: Whether to check the written file (ONNX's checker, interface, a session in a child process).
+        check: Whether to simulate the result, and to check the written file (ONNX's checker, interface, a session in a child
+            process).
         external_data: ``auto`` (beside the model only beyond 2 GB), ``always`` or ``never``.
         plan: A saved plan to replay on the same model, or on one of the same structure; rules beside it must be those it was made
             with.
         save_plan: Where to write the plan as JSON.
         samples: Real inputs, see `halfconv.samples.open_samples`. With them, measured ranges and simulation decide in place of the
-            default block list, and values are forced to FP32 until the tolerance holds.
-        tolerance: Bounds of drift, see `halfconv.drift.gate.make_gate`; default rel_l2 ≤ 1e-2.
+            default block list, and values are forced to FP32 until the tolerance holds. Without, a few are made up, and values are
+            forced only where the result would hold new NaN or infinities, or zeros throughout.
+        tolerance: Bounds of drift, see `halfconv.drift.gate.make_gate`; default rel_l2 ≤ 1e-2 with samples.
         tolerance_file: The same in TOML.
         metrics: As in `halfconv.validate`.
         ranges: A file of ranges to use in place of measuring them.
@@ -232,7 +103,8 @@ def convert(
         repair: Whether to force values to FP32 where the tolerance does not hold; if not, that is an error.
         time_limit: Seconds after which the search for these ends with the best plan found so far.
         force_failed: Where to write a model that does not meet the tolerance, for study.
-        on_stage: Called with the name of each stage as it begins.
+        seed: Seed of samples that are made up.
+        on_progress: Called as each stage begins, and as it goes on.
 
     Returns:
         What was done.
@@ -250,13 +122,16 @@ def convert(
         raise UsageError(f"unknown --external-data {external_data!r}", "one of " + ", ".join(EXTERNAL_DATA))
     if output is not None:
         check_output_path(source_path, Path(output))
-    without = {
-        "--tolerance": tolerance, "--tolerance-file": tolerance_file, "--metric": metrics, "--ranges": ranges,
-        "--save-ranges": save_ranges, "--time-limit": time_limit, "--force-failed": force_failed, "--to auto": to == AUTO,
-    }  # fmt: skip
-    if samples is None and (given := [option for option, value in without.items() if value]):
-        raise UsageError(f"{given[0]} needs samples to measure on", "--samples PATH with real inputs")
-    if check or samples is not None:
+    measured = {"--tolerance": tolerance, "--tolerance-file": tolerance_file, "--ranges": ranges, "--save-ranges": save_ranges}
+    simulated = {"--samples": samples is not None, **measured, "--time-limit": time_limit, "--force-failed": force_failed}
+    real = {"--metric": metrics, "--to auto": to == AUTO}
+    for lacks, options, what, advice in (
+        (samples is None, real, "samples to measure on", "--samples PATH with real inputs"),
+        (not check, simulated, "the simulation, which --no-check leaves out", "without --no-check"),
+    ):
+        if lacks and (named := [option for option, value in options.items() if value]):
+            raise UsageError(f"{named[0]} needs {what}", advice)
+    if check:
         require_runtime()
     rules = Rules(
         block_ops=tuple(block_ops),
@@ -272,7 +147,7 @@ def convert(
     plans = [
         plan_model(
             source_path, to=name, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, plan=plan,
-            on_stage=on_stage,
+            on_progress=on_progress,
         )
         for name in _formats(to, target)
     ]  # fmt: skip
@@ -280,33 +155,34 @@ def convert(
     targets = [Path(output)] * len(plans) if output is not None else names
     for path in {*targets, *([Path(force_failed)] if force_failed is not None else [])}:
         _check_paths(source_path, path, plans[0].source, plan, save_plan, save_ranges)
-    clock = StageClock(on_stage)
+    clock = StageClock(on_progress)
     tuned, failed, place = None, "", 0
     notes: list[str] = []
-    if samples is not None:
-        from halfconv.tuning import Tuning, choose, tune
+    if check:
+        from halfconv.tuning import Tuning, tune
 
-        tuning = Tuning(samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit)
+        asked = samples is not None or any(measured.values())
         with clock.stage("tune"):
-            tried = [tune(known, tuning, on_stage) for known in plans]
-        place, notes = choose(tried)
-        tuned = tried[place]
+            place, tuned, notes = tune(
+                plans, Tuning(samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit, seed, asked), on_progress
+            )  # fmt: skip
+    if tuned is not None and tuned.assignment is not plans[place].assignment:
         plans[place].assignment = tuned.assignment
-        plans[place].plan = _replanned(plans[place], tuned.assignment)
+        plans[place].plan = replanned(plans[place], tuned.assignment)
     planned, target_path = plans[place], targets[place]
     to, target = planned.plan.to, planned.plan.target
     clock.seconds = planned.seconds | clock.seconds
     if tuned is not None:
         if save_ranges is not None:
             atomic_text(Path(save_ranges), tuned.ranges.to_json())
-        failed = _failure(tuned)
+        failed = tuned.failure
         if failed and force_failed is None:
             raise CheckFailed(f"{source_path}: {failed}", "more samples, a wider --tolerance, or --force-failed OUT to study it")
         if failed and force_failed is not None:
             target_path = Path(force_failed)
     ir_model, source = planned.source.model, planned.source
     warnings = [*notes, *planned.prepared.notes, *planned.assignment.overruled, *_remarks(planned, to)]
-    converted = _converted(ir_model, to)
+    converted = converted_before(ir_model, to)
     with clock.stage("rewrite"):
         rewrite = RewritePass(planned.groups, planned.assignment.half, planned.names, planned.dtype)
         rewrite(ir_model)
@@ -378,25 +254,11 @@ def _check_paths(
             check_side_file(Path(side), (source_path, target_path, profile, *source.data_files))
 
 
-def _failure(tuned: Tuned) -> str:
-    """Say in one line what breaks the tolerance; "" if nothing does."""
-    broken = [f"{o.name}: {o.failures[0]}" for o in tuned.drift.outputs if not o.passed]
-    broken += [f"{m.name} drops by {m.drop:.4g}" for m in tuned.drift.metrics if not m.passed]
-    if not broken:
-        return ""
-    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-    return f"the tolerance is not met: {broken[0]}{more}" + (f"; {tuned.why}" if tuned.why else "")
-
-
-def _converted(model: ir.Model, to: str) -> bool:
-    return model.metadata_props.get(f"{METADATA_PREFIX}to") == to
-
-
 def _remarks(planned: Planned, to: str) -> Iterator[str]:
     """Say plainly what kind of model it was, where that is not the plain case."""
     model, plan = planned.source.model, planned.plan
     by = model.metadata_props.get(f"{METADATA_PREFIX}version")
-    if by and _converted(model, to):
+    if by and converted_before(model, to):
         yield f"already converted to {to} by halfconv {by}"
     kinds = {o.dtype for node in planned.names.nodes() for o in node.outputs if o.name}
     held = {v.dtype for g in model.graphs() for v in g.initializers.values()}

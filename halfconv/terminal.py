@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from halfconv.progress import Progress
+
 __all__ = ["console", "json_option", "print_json", "progress"]
 
 Command = Callable[..., Any]
@@ -28,15 +30,33 @@ def console() -> Any:
 
 
 @contextlib.contextmanager
-def progress(quiet: bool, title: str) -> Iterator[Callable[[str], None] | None]:
-    """Show the running stage on stderr, where a person is looking."""
+def progress(quiet: bool, title: str) -> Iterator[Callable[[Progress], None] | None]:
+    """Show on stderr what is being done and how much of it is done, where a person is looking.
+
+    Args:
+        quiet: Whether to show nothing.
+        title: What the command does.
+
+    Yields:
+        What is to be told of progress; None where nobody looks.
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
-    with Console(stderr=True).status(title) as status:
-        yield lambda stage: status.update(f"{title}: {stage}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(title), total=None)
+
+        def tell(now: Progress) -> None:
+            words = ": ".join(part for part in (title, now.stage, now.detail) if part)
+            bar.update(task, description=escape(words), completed=now.done, total=now.total or None)
+
+        yield tell
 
 
 def print_json(content: dict[str, Any]) -> None:

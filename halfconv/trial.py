@@ -21,6 +21,7 @@ from halfconv.graph.names import Names
 from halfconv.graph.typegroups import TypeGroups
 from halfconv.model import SourceModel
 from halfconv.precision.rewrite import RewritePass
+from halfconv.progress import Progress
 from halfconv.samples import Sample, Samples
 
 __all__ = ["Trial", "Trials", "candidate"]
@@ -78,7 +79,7 @@ class Trials:
         metrics: User metrics.
         asked: Whether the metrics were asked for; if not, one that fits no output is given up.
         to: FLOAT16 or BFLOAT16.
-        on_run: Called with the number of runs as each begins.
+        on_progress: Called before each sample of a run.
 
     Attributes:
         runs: Number of runs so far.
@@ -88,12 +89,12 @@ class Trials:
 
     def __init__(
         self, source: SourceModel, reference: Run, samples: Samples, gate: Gate, metrics: Mapping[str, Metric], to: ir.DataType, *,
-        asked: bool = True, on_run: Callable[[int], None] | None = None,
+        asked: bool = True, on_progress: Callable[[Progress], None] | None = None,
     ):  # fmt: skip
         self.source, self.gate, self.to, self.samples = source, gate, to, samples
         self.names = [value.name or "" for value in source.model.graph.outputs]
         self.runs, self.total = 0, 0
-        self._reference, self._metrics, self._asked, self._on_run = reference, metrics, asked, on_run
+        self._reference, self._metrics, self._asked, self._on_progress = reference, metrics, asked, on_progress
         self._answers: list[dict[str, Any]] = []
         self._room = KEPT_BYTES
         self._most: dict[str, float] = {}  # output -> squared error that rel_l2 allows over all samples
@@ -102,18 +103,18 @@ class Trials:
         """Simulate a candidate; the result may be used up."""
         return simulate(candidate(self.source, half, self.to))
 
-    def run(self, half: Sequence[bool]) -> Trial:
-        """Measure a candidate on all samples.
+    def run(self, half: Sequence[bool], about: str = "") -> Trial:
+        """Measure a candidate on all samples; `about` says in words which one, for who watches.
 
         Raises:
             InputError: It, or the reference, cannot be run.
         """
-        trial = self._run(half, early=False)
+        trial = self._run(half, about, early=False)
         assert trial is not None
         return trial
 
-    def attempt(self, half: Sequence[bool]) -> Trial | None:
-        """Measure a candidate, and give up where the samples so far already add up to more than rel_l2 allows for all of them.
+    def attempt(self, half: Sequence[bool], about: str = "") -> Trial | None:
+        """Measure a candidate as `run` does, but give up where the samples so far already add up to more than rel_l2 allows in all.
 
         Returns:
             What it gave on all samples; None if it fails and that was seen before the last.
@@ -121,18 +122,21 @@ class Trials:
         Raises:
             InputError: It, or the reference, cannot be run.
         """
-        return self._run(half, early=True)
+        return self._run(half, about, early=True)
 
-    def _run(self, half: Sequence[bool], *, early: bool) -> Trial | None:
+    def _run(self, half: Sequence[bool], about: str, *, early: bool) -> Trial | None:
         self.runs += 1
-        if self._on_run is not None:
-            self._on_run(self.runs)
         simulation = self.simulation(half)
         means = MetricMeans(self._metrics, asked=self._asked)
         with evaluate_simulation(simulation, str(self.source.path)) as run:
+
+            def theirs(number: int, sample: Sample) -> dict[str, Any]:
+                if self._on_progress is not None:
+                    self._on_progress(Progress("simulation", about, number, self.total))
+                return run.run(sample.feeds, sample.name, self.names)
+
             found = run_paired(
-                self.samples, self._answer, lambda _, sample: run.run(sample.feeds, sample.name, self.names), self.names,
-                FORMATS[self.to], means, *([self._is_hopeless] if early else []),
+                self.samples, self._answer, theirs, self.names, FORMATS[self.to], means, *([self._is_hopeless] if early else [])
             )  # fmt: skip
         if found is None:
             return None

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 
 import halfconv
 from halfconv.explanation import MEANINGS, explain
-from halfconv.pipeline import plan_model
 from halfconv.plan_diff import diff_plans
+from halfconv.planning import plan_model
 from halfconv.precision.plan import PlannedValue, PrecisionPlan
 from halfconv.precision.rules import Rules
 from tests import zoo

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 import halfconv
 from halfconv import plan_file
 from halfconv.json_schema import complaint, schema
-from halfconv.pipeline import plan_model
 from halfconv.plan_file import read_plan
+from halfconv.planning import plan_model
 from tests.graph import model
 
 GRAPH = (

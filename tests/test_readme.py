@@ -370,7 +370,7 @@ def test_rules_and_options_are_named() -> None:
 
     pytest.importorskip("magika")
     from halfconv.demo.magika import find_model
-    from halfconv.pipeline import plan_model
+    from halfconv.planning import plan_model
 
     readme = text()
     for rule in {value.rule.partition(":")[0] for value in plan_model(find_model().path).plan.fp32()}:

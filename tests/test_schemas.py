@@ -18,7 +18,7 @@ from referencing import Registry, Resource
 
 import halfconv
 from halfconv.cli import main
-from halfconv.pipeline import plan_model
+from halfconv.planning import plan_model
 
 NAMES = ("baseline", "convert", "demo", "diff", "explain", "inspect", "plan", "profile", "ranges", "validate")
 

@@ -11,7 +11,7 @@ import pytest
 
 from halfconv.drift.compare import open_reference
 from halfconv.drift.gate import make_gate
-from halfconv.pipeline import plan_model
+from halfconv.planning import plan_model
 from halfconv.samples import open_samples
 from halfconv.synthetic import input_specs
 from halfconv.trial import Trials

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import halfconv
+import halfconv.repair as repairing
 from halfconv.precision.ranges import load_ranges
 from tests import zoo
 from tests.test_schemas import validate
@@ -103,9 +104,13 @@ def test_the_console_says_what_was_reached(model: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--tolerance", "rel_l2=1"], "--tolerance needs samples"),
         (["--to", "auto"], "--to auto needs samples"),
-        (["--save-ranges", "r.json"], "--save-ranges needs samples"),
+        (["--metric", "nowhere:f"], "--metric needs samples"),
+        (["--no-check", "--samples", "in"], "--samples needs"),
+        (["--no-check", "--tolerance", "rel_l2=1"], "--tolerance needs"),
+        (["--no-check", "--save-ranges", "r.json"], "--save-ranges needs"),
+        (["--tolerance", "rel=1"], "there is no measure 'rel'"),
+        (["--seed", "-1"], "--seed"),
         (["--samples", "nothing.npz"], "nothing.npz"),
         (["--samples", "in", "--tolerance", "rel=1"], "there is no measure 'rel'"),
         (["--samples", "in", "--ranges", "m.onnx"], "is no JSON"),
@@ -176,7 +181,7 @@ BODIES = """
 def test_the_search_goes_into_bodies(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\nmain {BODIES}'), tmp_path / "m.onnx")
     feeds = [{"x": np.array([0.1, 0.2, 0.3, -1], np.float32), "n": np.array(3)}]
-    result = halfconv.convert(tmp_path / "m.onnx", samples=feeds, check=False)
+    result = halfconv.convert(tmp_path / "m.onnx", samples=feeds)
     assert result.repair is not None and result.repair.minimal
     assert all(name.startswith("loop.body/") for name in result.repair.forced)
     assert halfconv.validate(tmp_path / "m.onnx", result.output, samples=feeds).passed
@@ -204,7 +209,7 @@ def test_auto_takes_the_format_that_keeps_more_in_half(model: Path, tmp_path: Pa
     wide = """(float[4] x) => (float[4] y) { a = Relu(x) b = Mul(a, a) c = Mul(b, b) d = Sqrt(c) y = Sqrt(d) }"""
     onnx.save(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 22]>\nmain {wide}'), tmp_path / "w.onnx")
     feeds = [{"x": np.array([100, 200, 300, 400], np.float32)}]
-    chosen = halfconv.convert(tmp_path / "w.onnx", samples=feeds, to="auto", target="cuda", check=False)
+    chosen = halfconv.convert(tmp_path / "w.onnx", samples=feeds, to="auto", target="cuda")
     assert chosen.to == "bf16" and chosen.output.name == "w.bf16.onnx"
     assert chosen.drift is not None and chosen.drift.passed
     assert sorted(path.name for path in tmp_path.glob("w.*")) == ["w.bf16.onnx", "w.bf16.onnx.profile.json", "w.onnx"]
@@ -230,6 +235,105 @@ def test_a_plan_that_no_longer_meets_the_tolerance_is_refused(model: Path) -> No
         halfconv.convert(model, plan=plan, samples=model.parent / "in")
 
 
+# --- without samples -----------------------------------------------------------------------------------------------
+
+#: What is far below half's range is 0 in half, and the factor that brings it back finds nothing: y is 0 throughout, not NaN.
+VANISHES = """
+(float[n, 4] x) => (float[n, 4] y) <float small = {0.00001}> {
+    t = Tanh(x) a = Mul(t, small) b = Mul(a, small) c = Mul(b, small) d = Div(c, small) e = Div(d, small) y = Div(e, small)
+}"""
+#: In half, infinity minus infinity; in FP32, a finite number. No single value of the FP32 model is beyond half's range.
+SQUARES = """
+(float[n, 4] x) => (float[n, 4] y) <float big = {60000}> {
+    t = Tanh(x) a = Mul(t, t) b = Add(a, big) c = Add(b, big) d = Sub(c, big) y = Sub(d, big)
+}"""
+
+
+def parsed(graph: str, file: Path, opset: int = 17) -> Path:
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\nmain {graph}'), file)
+    return file
+
+
+def test_without_samples_it_is_simulated_on_made_up_ones(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parsed("(float[n, 4] x) => (float[n, 4] y) { a = Neg(x) b = Relu(a) y = Tanh(b) }", model)
+    assert run("convert", model, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    validate("convert", content)
+    drift = content["drift"]
+    assert drift["samples"] == {"count": 2, "kind": "synthetic", "seed": 0} and drift["passed"] and drift["warnings"]
+    assert "rel_l2" not in drift["tolerance"] and drift["outputs"][0]["rel_l2"] > 0 and content["repair"] is None
+    assert run("convert", model) == 0
+    assert "drift on 2 SYNTHETIC samples (seed 0), in simulation: rel_l2" in " ".join(capsys.readouterr().out.split())
+    other = halfconv.convert(model, seed=7).drift
+    assert other is not None and other.seed == 7 and other.outputs[0].measures.rel_l2 != drift["outputs"][0]["rel_l2"]
+
+
+@pytest.mark.parametrize("graph", [VANISHES, SQUARES])
+def test_what_vanishes_or_overflows_is_repaired_without_samples(graph: str, tmp_path: Path) -> None:
+    source = parsed(graph, tmp_path / "m.onnx")
+    result = halfconv.convert(source, block_list="none")
+    assert result.drift is not None and result.drift.passed and result.values["float"] > 0
+    assert halfconv.validate(source, result.output, tolerance={"rel_l2": 1}).passed
+    rules = {entry.rule for entry in result.fp32}
+    assert rules & {"repair", "overflow"}
+
+
+def test_without_samples_drift_alone_forces_nothing(model: Path) -> None:
+    result = halfconv.convert(model, block_list="none")
+    assert result.repair is None and result.drift is not None and result.drift.passed
+    assert (result.drift.outputs[0].measures.rel_l2 or 0) > 1e-2
+    assert not {entry.rule for entry in result.fp32} - {"io", "min-cut"}
+
+
+def test_a_tolerance_without_samples_is_judged(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", model, "--block-list", "none", "--tolerance", "rel_l2=1e-2") == 1
+    said = capsys.readouterr().err
+    assert "the tolerance is not met on synthetic samples: y: rel_l2" in said and "try: " in said
+    assert sorted(path.name for path in model.parent.iterdir()) == ["in", "m.onnx"]
+    assert run("convert", model, "--block-list", "none", "--tolerance", "rel_l2=2") == 0
+
+
+def test_ranges_can_be_saved_and_used_without_samples(model: Path) -> None:
+    file = model.parent / "r.json"
+    halfconv.convert(model, samples=[{"x": np.full((1, 4), 70000, np.float32)}], save_ranges=file)
+    plain, ranged = halfconv.convert(model), halfconv.convert(model, ranges=file)
+    assert "overflow" not in {entry.rule for entry in plain.fp32}
+    assert "overflow" in {entry.rule for entry in ranged.fp32}
+    halfconv.convert(model, save_ranges=file)
+    assert load_ranges(file).kind == "synthetic"
+
+
+@pytest.mark.parametrize(
+    ("graph", "why"),
+    [
+        ("(float[n, 4] x) => (float[n, 4] y) { a = Tanh(x) b = other.Unknown(a) y = Neg(b) }", "not simulated"),
+        ("(float[2000000, 2000000] x) => (float[2000000, 2000000] y) { a = Relu(x) b = Neg(a) y = Tanh(b) }", "too large"),
+    ],
+)
+def test_what_cannot_be_run_is_converted_and_said_to_be_unseen(graph: str, why: str, tmp_path: Path) -> None:
+    text = f'<ir_version: 8, opset_import: ["" : 17, "other" : 1]>\nmain {graph}'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    result = halfconv.convert(tmp_path / "m.onnx", half_io=True)
+    assert result.drift is None and result.values["half"]
+    assert any("not simulated" in warning and why in warning for warning in result.warnings)
+    with pytest.raises(halfconv.InputError):
+        halfconv.convert(tmp_path / "m.onnx", tolerance={"rel_l2": 1e-2})
+
+
+def test_large_models_are_not_simulated_unless_samples_ask_for_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfconv.tuning.BIG_BYTES", 100)
+    result = halfconv.convert(model, block_list="none")
+    assert result.drift is None and any(warning.startswith("not simulated: ") for warning in result.warnings)
+    assert halfconv.convert(model, samples=model.parent / "in").drift is not None
+
+
+def test_a_plan_that_overflows_is_refused_without_samples(tmp_path: Path) -> None:
+    plan = tmp_path / "p.json"
+    halfconv.convert(parsed(SQUARES, tmp_path / "m.onnx"), save_plan=plan, block_list="none", check=False)
+    with pytest.raises(halfconv.CheckFailed, match="made for other weights or samples"):
+        halfconv.convert(tmp_path / "m.onnx", plan=plan)
+
+
 # --- real models ---------------------------------------------------------------------------------------------------
 
 #: Model -> a tolerance that its whole conversion breaks.
@@ -239,10 +343,8 @@ REPAIRED = {"resemblyzer_lstm": 1e-2, "silero_vad_op18": 1e-3, "dnsmos_p808": 1e
 @pytest.mark.slow
 @pytest.mark.parametrize("key", REPAIRED)
 def test_none_of_what_the_search_forced_can_be_half(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from halfconv import tuning
-
     ran: list[tuple[frozenset[int], bool]] = []
-    original = tuning.repair
+    original = repairing.smallest
 
     def watched(ranked: Any, search: Any) -> Any:
         found = original(ranked, search)
@@ -251,9 +353,9 @@ def test_none_of_what_the_search_forced_can_be_half(key: str, tmp_path: Path, mo
             ran.append((fewer, bool(fewer) and search._test(fewer)))
         return found
 
-    monkeypatch.setattr(tuning, "repair", watched)
+    monkeypatch.setattr(repairing, "smallest", watched)
     result = halfconv.convert(
-        zoo.model(key), tmp_path / "h.onnx", samples=zoo.samples(key), tolerance={"rel_l2": REPAIRED[key]}, check=False
+        zoo.model(key), tmp_path / "h.onnx", samples=zoo.samples(key), tolerance={"rel_l2": REPAIRED[key]}
     )
     assert result.repair is not None and result.repair.minimal and result.drift is not None and result.drift.passed
     assert len(ran) == len(result.repair.forced) > 0
@@ -273,7 +375,7 @@ def test_magika_keeps_its_answers_with_few_values_in_fp32(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["dnsmos_sig_bak_ovr", "aecmos_16k", "silero_vad", "resemblyzer_lstm", "plcmos_v2", "rapidocr_cls"])
 def test_real_models_meet_the_default_tolerance(key: str, tmp_path: Path) -> None:
-    result = halfconv.convert(zoo.model(key), tmp_path / "h.onnx", samples=zoo.samples(key), check=False)
+    result = halfconv.convert(zoo.model(key), tmp_path / "h.onnx", samples=zoo.samples(key))
     assert result.drift is not None and result.drift.passed
     assert (result.repair.runs if result.repair else 2) <= 30
     assert result.values["half"] >= 0.7 * sum(result.values.values())

@@ -12,7 +12,6 @@ from typing import Any
 import onnx_ir as ir
 
 from halfconv.check import CPU, CUDA, require_runtime
-from halfconv.clock import StageClock
 from halfconv.drift.baseline import grown
 from halfconv.drift.baseline import load as load_baseline
 from halfconv.drift.evaluate import Evaluator, check_valid, evaluate_file, evaluate_simulation
@@ -26,6 +25,7 @@ from halfconv.drift.task import Metric, MetricMeans, accuracy, find_metrics, lab
 from halfconv.errors import InputError, UsageError
 from halfconv.graph.prepare import prepare
 from halfconv.model import SourceModel, load
+from halfconv.progress import Progress, StageClock
 from halfconv.samples import Sample, open_samples
 from halfconv.synthetic import fitting_samples, input_specs
 
@@ -52,7 +52,7 @@ def validate(
     metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
     seed: int = 0,
     baseline: str | os.PathLike[str] | None = None,
-    on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> DriftReport:
     """Compare a half-precision model with its FP32 reference.
 
@@ -69,7 +69,7 @@ def validate(
             asked for where samples hold labels.
         seed: Seed of synthetic samples.
         baseline: A committed baseline to compare with.
-        on_stage: Called with the name of each stage as it begins.
+        on_progress: Called as each stage begins, and as it goes on.
 
     Returns:
         The report; `DriftReport.passed` is the verdict.
@@ -88,7 +88,7 @@ def validate(
     require_runtime()
     known = load_baseline(Path(baseline)) if baseline is not None else None
     wanted = find_metrics(metrics)
-    paths, clock = (Path(reference), Path(candidate)), StageClock(on_stage)
+    paths, clock = (Path(reference), Path(candidate)), StageClock(on_progress)
     with clock.stage("load"):
         source, half = load(paths[0]), load(paths[1])
         _check_interfaces(source.model, half.model, paths)

@@ -28,7 +28,7 @@ from typing import Any
 from halfconv.drift.report import Measures, OutputDrift
 from halfconv.errors import InputError, UsageError
 
-__all__ = ["DEFAULTS", "MEASURES", "Gate", "make_gate", "parse_tolerances"]
+__all__ = ["DEFAULTS", "HARD", "MEASURES", "Gate", "make_gate", "parse_tolerances"]
 
 #: Measures whose bound is a lower one.
 HIGHER_IS_BETTER = frozenset({"cosine", "sqnr_db", "argmax_agreement", "agreement"})
@@ -106,6 +106,8 @@ def make_gate(
     tolerance: Mapping[str, float] | Iterable[str] | None = None,
     file: str | Path | None = None,
     metrics: Sequence[str] = (),
+    *,
+    defaults: Mapping[str, float] | None = None,
 ) -> Gate:
     """Build the gate of a model.
 
@@ -115,6 +117,7 @@ def make_gate(
         tolerance: Texts ``METRIC=VALUE`` or ``METRIC=VALUE@OUTPUT``, or a mapping of ``METRIC`` or ``METRIC@OUTPUT`` to a number.
         file: A tolerance file (see the module).
         metrics: Names of the user's metrics, whose bound is the largest drop.
+        defaults: Bounds that hold where the user gives none; None for those of the format.
 
     Raises:
         UsageError: A bound names no measure, metric or output that there is, is no usable number, or is looser than a bound that
@@ -127,7 +130,7 @@ def make_gate(
         raise UsageError(f"the metric '{taken[0]}' has a name that halfconv uses itself", "rename the function")
     found = _read_file(Path(file), outputs, metrics) if file is not None else {}
     found |= parse_tolerances(tolerance, outputs, metrics)
-    bounds, drops = dict(DEFAULTS[to]), {}
+    bounds, drops = dict(DEFAULTS[to] if defaults is None else defaults), {}
     single: dict[str, dict[str, float]] = {}
     for (metric, output), bound in found.items():
         if metric in metrics:

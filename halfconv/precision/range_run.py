@@ -1,9 +1,13 @@
-"""Measure the ranges of a model's values in one FP32 run over samples, inside the graph: no tensor leaves the run."""
+"""Measure the ranges of a model's values in an FP32 run over samples, inside the graph: no tensor leaves the run.
+
+Most values stay within half's normal range, where a few passes over each say everything. Those that do not are looked at closely
+in a second run.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +23,7 @@ from halfconv.graph.names import Names, subgraphs
 from halfconv.graph.typegroups import is_float
 from halfconv.precision.ranges import Ranges, ValueRange
 from halfconv.precision.weights import HALF_OVERFLOW, HALF_TINY
+from halfconv.progress import Progress
 from halfconv.samples import Samples
 
 __all__ = ["measure_ranges"]
@@ -31,16 +36,20 @@ COLUMNS = (
     ("least", False),
 )  # fmt: skip
 SUMMED = tuple(summed for _, summed in COLUMNS)
-DOUBLE, INT32 = ir.DataType.DOUBLE.value, ir.DataType.INT32.value
+DOUBLE, FLOAT = ir.DataType.DOUBLE.value, ir.DataType.FLOAT.value
+#: The model function that measures one value.
+DOMAIN, MEASURE = "halfconv", "Measure"
 #: Magnitudes between which squares, of rounding errors too, neither overflow nor underflow in FP32.
 SQUARES = (1e-12, 1e15)
+#: The lowest IR version with functions.
+FUNCTIONS = 8
 #: Stands for "no element that is not 0"; as a magnitude it is the largest of FP32.
 NONE = float(np.finfo(np.float32).max)
 
 
 def measure_ranges(
-    model: ir.Model, samples: Samples, to: ir.DataType, label: str, on_sample: Callable[[int], None] | None = None
-) -> Ranges:
+    model: ir.Model, samples: Samples, to: ir.DataType, label: str, on_progress: Callable[[Progress], None] | None = None
+) -> tuple[Ranges, int]:
     """Measure every FP32 tensor of a model: graph inputs and node outputs, in all scopes.
 
     Args:
@@ -48,13 +57,38 @@ def measure_ranges(
         samples: Samples.
         to: FLOAT16 or BFLOAT16.
         label: What messages call the model.
-        on_sample: Called with the number of samples done.
+        on_progress: Called before each sample.
 
     Returns:
-        The ranges, by value id.
+        The ranges, by value id, and how many runs over the samples they took: one, or two.
 
     Raises:
         InputError: The model cannot be run.
+    """
+    count, found = _run(model, samples, to, label, None, on_progress)
+    odd = {name for name, row in found.items() if not _is_plain(row, to)}
+    if odd:
+        found |= _run(model, samples, to, label, odd, on_progress)[1]
+    ranges = {name: _range(row) for name, row in found.items() if row[0]}
+    return Ranges(ranges, FORMATS[to], count, samples.kind), 2 if odd else 1
+
+
+def _run(
+    model: ir.Model, samples: Samples, to: ir.DataType, label: str, odd: Collection[str] | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[int, dict[str, np.ndarray]]:  # fmt: skip
+    """Run an instrumented copy over the samples.
+
+    Args:
+        model: The model.
+        samples: Samples.
+        to: FLOAT16 or BFLOAT16.
+        label: What messages call the model.
+        odd: The values to look at closely; None for a quick look at all.
+        on_progress: Called before each sample.
+
+    Returns:
+        The number of samples, and value id -> totals in the order of `COLUMNS`.
     """
     ids = list(Names.of(model).value.values())
     copy = duplicate(model)
@@ -62,7 +96,11 @@ def measure_ranges(
     if copy.opset_imports.get("", OPSET) < OPSET and not raised_to(copy, OPSET):
         raise InputError(f"{label}: its values cannot be measured at opset {copy.opset_imports.get('')}", "a newer opset")
     opset = copy.opset_imports.setdefault("", OPSET)
-    written = _instrument(copy.graph, lambda value: value in known, to, opset, "range")
+    function = _function(to, opset, closely=odd is not None)
+    copy.functions[function.identifier()] = function
+    copy.opset_imports[DOMAIN] = 1
+    copy.ir_version = max(copy.ir_version, FUNCTIONS)
+    written = _instrument(copy.graph, lambda value: value in known and (odd is None or known[value] in odd), to, opset, "range")
     for _, _, nodes, _ in reversed(written):  # as in halfconv.drift.localise: the first value is measured by the last node
         copy.graph.extend(nodes)
     copy.graph.outputs[:] = [table for _, table, _, _ in written]
@@ -71,15 +109,23 @@ def measure_ranges(
     totals[:, [not summed for summed in SUMMED]] = -math.inf
     count = 0
     if rows:
+        about = f"{len(rows):,} values" + (" beyond the normal range of half" if odd is not None else "")
         with evaluate_model(copy, f"{label} (ranges)") as run:
             for sample in samples:
+                if on_progress is not None:
+                    on_progress(Progress("ranges", about, count))
                 found = np.concatenate([t.reshape(-1, len(COLUMNS)) for t in run.run(sample.feeds, sample.name).values()])
-                totals = np.where(SUMMED, totals + found, np.fmax(totals, found))
+                with np.errstate(invalid="ignore"):  # infinities, which the close look leaves out
+                    totals = np.where(SUMMED, totals + found, np.fmax(totals, found))
                 count += 1
-                if on_sample is not None:
-                    on_sample(count)
-    values = {name: _range(row) for name, row in zip(rows, totals, strict=True) if row[0]}
-    return Ranges(values, FORMATS[to], count, samples.kind)
+    return count, dict(zip(rows, totals, strict=True))
+
+
+def _is_plain(row: np.ndarray, to: ir.DataType) -> bool:
+    """Tell whether a quick look said everything: no element overflows or becomes 0, and no square did in FP32."""
+    found = dict(zip((name for name, _ in COLUMNS), row, strict=True))
+    top, least = min(HALF_OVERFLOW[to], SQUARES[1]), max(HALF_TINY[to] / 2, SQUARES[0])
+    return bool(found["absmax"] < top and -found["least"] > least and math.isfinite(found["error"] + found["size"]))
 
 
 def _range(row: np.ndarray) -> ValueRange:
@@ -112,7 +158,9 @@ def _instrument(graph: ir.Graph, wanted: Callable[[ir.Value], bool], to: ir.Data
     def one(value: ir.Value) -> None:
         if is_float(value) and value.name and wanted(value):
             b = Builder(to, f"{stem}:{len(written)}", opset)
-            written.append(([value], _measure(b, value), b.nodes, False))
+            (row,) = b.several(MEASURE, [value], 1, domain=DOMAIN)
+            row.type = ir.TensorType(ir.DataType.DOUBLE)
+            written.append(([value], row, b.nodes, False))
 
     for value in graph.inputs:
         one(value)
@@ -141,69 +189,39 @@ def _instrument(graph: ir.Graph, wanted: Callable[[ir.Value], bool], to: ir.Data
     return written
 
 
-def _measure(b: Builder, value: ir.Value) -> ir.Value:
-    """Write the measures of one value: a vector of FP64 numbers, in the order of `COLUMNS`.
+def _function(to: ir.DataType, opset: int, *, closely: bool) -> ir.Function:
+    """Write the function that measures one value: an FP32 tensor in, a vector of FP64 numbers out, in the order of `COLUMNS`.
 
-    Most values stay within half's range, where a few passes over them say everything; only the others are looked at closely.
+    A model function is written once, however many values there are; ONNX Runtime puts its nodes in place of each call.
     """
-    flat, nothing = b.constant(np.array([-1], np.int64)), b.constant(np.zeros(1, np.float32))
+    value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))
+    b = Builder(to, "m", opset)
+    zero, none, flat = b.constant(np.float32(0)), b.constant(np.float32(NONE)), b.constant(np.array([-1], np.int64))
     # With one zero more, so that an empty tensor has a largest element.
-    x = b.wide("Concat", b.wide("Reshape", value, flat), nothing, axis=0)
+    x = b.wide("Concat", b.wide("Reshape", value, flat), b.constant(np.zeros(1, np.float32)), axis=0)
     size = b.wide("Abs", x)
-    top = b.wide("ReduceMax", size, keepdims=0)
-    zero, none = b.constant(np.float32(0)), b.constant(np.float32(NONE))
-    least = b.wide("ReduceMin", b.where(b.test("Greater", size, zero), size, none), keepdims=0)
-    inside = b.test("Less", top, b.constant(np.float32(min(HALF_OVERFLOW[b.to], SQUARES[1]))))
-    plain = b.test("And", inside, b.test("Greater", least, b.constant(np.float32(max(HALF_TINY[b.to] / 2, SQUARES[0])))))
-    counted = b.typed(ir.DataType.DOUBLE, "Cast", b.typed(ir.DataType.INT64, "Size", value), to=DOUBLE)
-    branches = {}
-    for attribute, write in (("then_branch", _plain), ("else_branch", _closely)):
-        inner = Builder(b.to, f"{b.stem}/{attribute}", b.opset)
-        branches[attribute] = ir.Graph([], [write(inner, x, size, top, least)], nodes=inner.nodes, name=attribute)
-    table = b.node("If", [plain], branches, 1).outputs[0]
-    table.type = ir.TensorType(ir.DataType.DOUBLE)
-    line = b.typed(ir.DataType.DOUBLE, "Reshape", counted, b.constant(np.array([1], np.int64)))
-    return b.typed(ir.DataType.DOUBLE, "Concat", line, table, axis=0)
-
-
-def _row(b: Builder, numbers: Sequence[ir.Value]) -> ir.Value:
-    """Make one FP64 vector of scalars of any type."""
-    one = b.constant(np.array([1], np.int64))
-    wide = [n if n.dtype == ir.DataType.DOUBLE else b.typed(ir.DataType.DOUBLE, "Cast", n, to=DOUBLE) for n in numbers]
-    return b.typed(ir.DataType.DOUBLE, "Concat", *(b.typed(ir.DataType.DOUBLE, "Reshape", n, one) for n in wide), axis=0)
-
-
-def _plain(b: Builder, x: ir.Value, size: ir.Value, top: ir.Value, least: ir.Value) -> ir.Value:
-    zero = b.constant(np.float32(0))
-    squares = [b.wide("ReduceSumSquare", part, keepdims=0) for part in (x, b.wide("Sub", b.round(x), x))]
-    return _row(b, [*squares, zero, zero, top, b.wide("Neg", least)])
-
-
-def _closely(b: Builder, x: ir.Value, size: ir.Value, top: ir.Value, least: ir.Value) -> ir.Value:
-    zero, none = b.constant(np.float32(0)), b.constant(np.float32(NONE))
-    strange = b.test("Or", b.test("IsInf", x), b.test("IsNaN", x))
-    finite = b.where(strange, zero, size)
-    fits = b.test("Less", finite, b.constant(np.float32(HALF_OVERFLOW[b.to])))
-    kept = b.where(fits, finite, zero)
-    half = b.round(kept)
-    gone = b.test("And", b.test("Greater", kept, zero), b.test("Equal", half, zero))
-    # Squares of scaled numbers neither overflow nor underflow in FP32.
-    largest = b.wide("ReduceMax", kept, keepdims=0)
-    scale = b.where(b.test("Greater", largest, zero), largest, b.constant(np.float32(1)))
-    wide = b.typed(ir.DataType.DOUBLE, "Cast", scale, to=DOUBLE)
-    area = b.typed(ir.DataType.DOUBLE, "Mul", wide, wide)
-    squares = [
-        b.typed(ir.DataType.DOUBLE, "Cast", b.wide("ReduceSumSquare", b.wide("Div", part, scale), keepdims=0), to=DOUBLE)
-        for part in (kept, b.wide("Sub", half, kept))
-    ]
-    lowest = b.where(b.test("Greater", finite, zero), finite, none)
-    counts = [
-        b.typed(ir.DataType.INT32, "ReduceSum", b.typed(ir.DataType.INT32, "Cast", condition, to=INT32), keepdims=0)
-        for condition in (b.test("Not", fits), gone)
-    ]
-    return _row(b, [
-        *(b.typed(ir.DataType.DOUBLE, "Mul", square, area) for square in squares),
-        *counts,
-        b.wide("ReduceMax", finite, keepdims=0),
-        b.wide("Neg", b.wide("ReduceMin", lowest, keepdims=0)),
-    ])  # fmt: skip
+    if closely:
+        size = b.where(b.test("Less", size, b.constant(np.float32(np.inf))), size, zero)  # of NaN, no comparison is true
+        beyond = b.test("GreaterOrEqual", size, b.constant(np.float32(HALF_OVERFLOW[to])))
+        kept = b.where(beyond, zero, size)
+        half = b.round(kept)
+        gone = b.test("And", b.test("Equal", half, zero), b.test("Greater", kept, zero))
+        counts = [b.wide("ReduceSum", b.wide("Cast", condition, to=FLOAT)) for condition in (beyond, gone)]
+        # In FP64, squares of FP32 numbers neither overflow nor underflow.
+        parts = [b.typed(ir.DataType.DOUBLE, "Cast", part, to=DOUBLE) for part in (kept, b.wide("Sub", half, kept))]
+    else:
+        counts = [b.constant(np.zeros(2, np.float32))]
+        parts = [size, b.wide("Sub", b.round(size), size)]
+    squares = [b.typed(part.dtype or ir.DataType.FLOAT, "ReduceSumSquare", part) for part in parts]
+    ends = [b.wide("ReduceMax", size), b.wide("Neg", b.wide("ReduceMin", b.where(b.test("Greater", size, zero), size, none)))]
+    elements = b.typed(ir.DataType.DOUBLE, "Cast", b.typed(ir.DataType.INT64, "Size", value), to=DOUBLE)
+    wide = [b.typed(ir.DataType.DOUBLE, "Reshape", elements, flat)]
+    narrow = [*counts, *ends]
+    if closely:
+        wide += squares
+    else:
+        narrow = [*squares, *narrow]
+    rest = b.typed(ir.DataType.DOUBLE, "Cast", b.wide("Concat", *narrow, axis=0), to=DOUBLE)
+    row = b.typed(ir.DataType.DOUBLE, "Concat", *wide, rest, axis=0)
+    graph = ir.Graph([value], [row], nodes=b.nodes, opset_imports={"": opset})
+    return ir.Function(DOMAIN, MEASURE, graph=graph, attributes=[])

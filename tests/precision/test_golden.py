@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from halfconv.pipeline import plan_model
 from halfconv.plan_file import read_plan
+from halfconv.planning import plan_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "attention.plan.json"
 

@@ -15,7 +15,7 @@ import halfconv
 def converted(folder: Path, text: str, *feeds: dict[str, Any], opset: int = 17, **options: Any) -> halfconv.ConvertResult:
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\nmain {text}')
     onnx.save(model, folder / "m.onnx")
-    return halfconv.convert(folder / "m.onnx", samples=list(feeds), check=False, fuse=False, **options)
+    return halfconv.convert(folder / "m.onnx", samples=list(feeds), fuse=False, **options)
 
 
 def rules(result: halfconv.ConvertResult) -> dict[str, str]:

@@ -54,7 +54,7 @@ FLOATS = st.floats(width=32, allow_subnormal=True) | st.sampled_from(
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.sampled_from(list(HALF)), arrays.arrays(np.float32, st.integers(1, 40), elements=FLOATS))
 def test_ranges_are_those_of_the_tensor(to: ir.DataType, x: np.ndarray) -> None:
-    found = measure_ranges(MODEL, samples({"x": x}), to, "m").values["x"]
+    found = measure_ranges(MODEL, samples({"x": x}), to, "m")[0].values["x"]
     want = expected(x, to)
     assert found.elements == x.size
     for name, value in want.items():
@@ -65,7 +65,7 @@ def test_ranges_are_those_of_the_tensor(to: ir.DataType, x: np.ndarray) -> None:
 
 def test_samples_are_pooled() -> None:
     xs = [np.array([1, 2, 3], np.float32), np.array([1e5], np.float32), np.array([1e-9, 0], np.float32)]
-    found = measure_ranges(MODEL, samples(*({"x": x} for x in xs)), ir.DataType.FLOAT16, "m")
+    found = measure_ranges(MODEL, samples(*({"x": x} for x in xs)), ir.DataType.FLOAT16, "m")[0]
     assert (found.samples, found.kind, found.to) == (3, "given", "fp16")
     known = found.values["y"]
     assert known.elements == 6 and known.absmax == 1e5 and known.smallest == pytest.approx(1e-9)
@@ -84,7 +84,7 @@ main (float[2] x, int64 n, bool flag) => (float[2] y, float[2] z) <float[2] two 
 def test_values_inside_bodies_are_measured_at_every_iteration() -> None:
     model = ir.from_proto(onnx.parser.parse_model(BODIES))
     feeds = [{"x": np.array([1, 3], np.float32), "n": np.array(count), "flag": np.array(True)} for count in (0, 3)]
-    found = measure_ranges(model, samples(*feeds), ir.DataType.FLOAT16, "m").values
+    found = measure_ranges(model, samples(*feeds), ir.DataType.FLOAT16, "m")[0].values
     assert found["loop.body/t"].absmax == 24 and found["loop.body/t"].smallest == 2 and found["loop.body/t"].elements == 6
     assert found["loop.body/s"].absmax == 12
     assert found["branch.then_branch/p"].elements == 4

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import halfconv
-from halfconv.pipeline import Planned, plan_model
+from halfconv.planning import Planned, plan_model
 from halfconv.precision.plan import PlannedValue, PrecisionPlan
 from halfconv.precision.rules import Rules
 from tests import zoo

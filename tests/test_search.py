@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfconv.repair import BUDGET, Search, repair
+from halfconv.search import BUDGET, Search, smallest
 
 
 @st.composite
@@ -24,7 +24,7 @@ def searches(draw: st.DrawFn) -> tuple[list[int], set[int]]:
 @given(searches())
 def test_finds_exactly_the_culprits(case: tuple[list[int], set[int]]) -> None:
     ranked, culprits = case
-    found = repair(ranked, Search(culprits.__le__, 10_000))
+    found = smallest(ranked, Search(culprits.__le__, 10_000))
     assert set(found.forced) == culprits
     assert list(found.forced) == sorted(found.forced, key=ranked.index)
     assert found.passed and found.minimal and not found.stopped
@@ -39,7 +39,7 @@ def test_what_is_forced_is_minimal_where_errors_add_up(errors: dict[int, float],
         return math.hypot(*(error for group, error in errors.items() if group not in forced)) <= limit
 
     ranked = sorted(errors, key=lambda group: -errors[group])
-    found = repair(ranked, Search(passes, 10_000))
+    found = smallest(ranked, Search(passes, 10_000))
     assert found.passed and found.minimal and passes(frozenset(found.forced))
     assert not any(passes(frozenset(found.forced) - {group}) for group in found.forced)
 
@@ -54,7 +54,7 @@ def test_a_good_ranking_needs_few_runs(size: int, places: tuple[int, ...]) -> No
         runs += 1
         return set(places) <= forced
 
-    found = repair(range(size), Search(passes, 10_000))
+    found = smallest(range(size), Search(passes, 10_000))
     assert set(found.forced) == set(places)
     assert runs <= BUDGET - 4  # of which ranges, contributions, and the first and last run take four
 
@@ -69,7 +69,7 @@ def test_a_budget_is_kept_and_the_best_so_far_returned(case: tuple[list[int], se
         runs.append(forced)
         return culprits <= forced
 
-    found = repair(ranked, Search(passes, budget))
+    found = smallest(ranked, Search(passes, budget))
     assert len(runs) <= budget and len(set(runs)) == len(runs)
     assert culprits <= set(found.forced)
     if found.stopped:
@@ -80,12 +80,12 @@ def test_a_budget_is_kept_and_the_best_so_far_returned(case: tuple[list[int], se
 
 
 def test_a_deadline_is_kept() -> None:
-    found = repair(range(10), Search(lambda forced: True, 100, time.monotonic() - 1))
+    found = smallest(range(10), Search(lambda forced: True, 100, time.monotonic() - 1))
     assert (found.stopped, found.passed, found.forced) == ("time", False, tuple(range(10)))
 
 
 def test_where_nothing_passes_all_are_forced() -> None:
-    found = repair(range(10), Search(lambda forced: False, 100))
+    found = smallest(range(10), Search(lambda forced: False, 100))
     assert found.forced == tuple(range(10)) and not found.passed and not found.stopped
 
 
@@ -97,7 +97,7 @@ def test_runs_are_the_same_every_time() -> None:
             done.append(forced)
             return {3, 17, 40} <= forced
 
-        repair(range(60), Search(passes, 1000))
+        smallest(range(60), Search(passes, 1000))
         return done
 
     assert runs() == runs()
