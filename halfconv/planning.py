@@ -16,6 +16,7 @@ from halfconv.graph.structure import Structure
 from halfconv.graph.typegroups import TypeGroups
 from halfconv.model import SourceModel, load
 from halfconv.plan_file import read_plan
+from halfconv.precision.bounds import is_disproved, static_bounds
 from halfconv.precision.constants import WeightStats, constant_ranges, weight_stats
 from halfconv.precision.formats import FORMATS
 from halfconv.precision.opset import decide, needs_raising, raise_for
@@ -120,6 +121,9 @@ def plan_model(
             assignment, options = replayed.assignment, replayed.options
             half_inputs, half_outputs = replayed.half_inputs, replayed.half_outputs
         else:
+            if rules.block_list == "default":
+                bounds = static_bounds(names.nodes(), weights)
+                decided = [decision for decision in decided if not is_disproved(decision, bounds)]
             for match in constant_ranges(names, groups, weights, dtype):
                 decided += [
                     Decision(node, False, Strength.MEASURED, match.why, "constant-range", match.culprit, match.figures)
