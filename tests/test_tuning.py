@@ -14,6 +14,7 @@ import halfconv
 import halfconv.repair as repairing
 from halfconv.precision.ranges import load_ranges
 from tests import zoo
+from tests.labelled import labelled
 from tests.test_schemas import validate
 
 #: Half holds 300² only as infinity, and the difference of two large numbers not at all.
@@ -364,12 +365,14 @@ def test_none_of_what_the_search_forced_can_be_half(key: str, tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_magika_keeps_its_answers_with_few_values_in_fp32(tmp_path: Path) -> None:
-    result = halfconv.convert(zoo.model("magika"), tmp_path / "h.onnx", samples=zoo.samples("magika"))
-    total = sum(result.values.values())
-    assert result.values["float"] <= 0.08 * total
-    report = halfconv.validate(zoo.model("magika"), result.output, samples=zoo.samples("magika"))
+    samples = labelled("magika")
+    result = halfconv.convert(zoo.model("magika"), tmp_path / "h.onnx", samples=samples)
+    assert result.values["float"] <= 0.08 * sum(result.values.values())
+    assert result.repair is not None and result.repair.runs <= 30
+    report = halfconv.validate(zoo.model("magika"), result.output, samples=samples)
     assert report.passed
-    assert (result.repair.runs if result.repair else 2) <= 30
+    (accuracy,) = report.metrics
+    assert sum(len(sample["labels"]) for sample in samples) == 228 and accuracy.name == "accuracy" and accuracy.candidate >= 0.91
 
 
 @pytest.mark.slow

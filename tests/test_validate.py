@@ -20,6 +20,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 import halfconv
 from halfconv.errors import InputError
 from tests import zoo
+from tests.labelled import labelled
 
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 SCHEMA = json.loads((Path(halfconv.__file__).parent / "schemas" / "validate.schema.json").read_text("utf-8"))
@@ -117,17 +118,6 @@ def to_json(report: halfconv.DriftReport) -> dict[str, Any]:
 
 
 # Real models
-
-
-def labelled(key: str) -> list[dict[str, np.ndarray]]:
-    found, at = [], 0
-    labels = zoo.labels(key)
-    assert labels is not None
-    for sample in zoo.samples(key):
-        rows = len(next(iter(sample.values())))
-        found.append({**sample, "labels": labels[at : at + rows]})
-        at += rows
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,29 @@ def test_damaged_files_say_so_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError) as caught:
         load_ranges(file)
     assert str(file) in str(caught.value) and "try: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+MEMORY = """
+import resource, sys
+import numpy as np, onnx, onnx_ir as ir
+from halfconv.precision.range_run import measure_ranges
+from halfconv.samples import Sample, Samples
+count, size = int(sys.argv[1]), 4_000_000
+body = " ".join(f"v{i + 1} = {'Relu' if i % 2 else 'Sin'}(v{i})" for i in range(count))
+graph = f"(float[n] v0) => (float y) {{ {body} y = ReduceSum <keepdims = 0> (v{count}) }}"
+text = f'<ir_version: 8, opset_import: ["" : 17]>\\nmain {graph}'
+x = np.ones(size, np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+samples = Samples(lambda: iter([Sample("s", {"v0": x})]))
+measure_ranges(ir.from_proto(onnx.parser.parse_model(text)), samples, ir.DataType.FLOAT16, "m")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.nbytes)
+"""
+
+
+def test_no_tensor_is_kept_for_its_range() -> None:
+    """Memory is that of some copies of one value, however many values there are."""
+    taken = [
+        float(subprocess.run([sys.executable, "-c", MEMORY, str(count)], check=True, capture_output=True, text=True).stdout)
+        for count in (8, 64)
+    ]
+    assert taken[1] < taken[0] + 3 < 16
