@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from halfconv.samples import Sample, Samples
 
 __all__ = ["Trial", "Trials", "candidate"]
 
-#: Answers of the reference are kept between trials up to this size.
+#: Samples and the reference's answers are kept between trials up to this size.
 KEPT_BYTES = 256 << 20
 
 Run = Callable[[Mapping[str, Any], str, Sequence[str]], dict[str, Any]]
@@ -95,7 +95,7 @@ class Trials:
         self.names = [value.name or "" for value in source.model.graph.outputs]
         self.runs, self.total = 0, 0
         self._reference, self._metrics, self._asked, self._on_progress = reference, metrics, asked, on_progress
-        self._answers: list[dict[str, Any]] = []
+        self._kept: list[tuple[Sample, dict[str, Any]]] = []
         self._room = KEPT_BYTES
         self._most: dict[str, float] = {}  # output -> squared error that rel_l2 allows over all samples
 
@@ -136,10 +136,12 @@ class Trials:
                 return run.run(sample.feeds, sample.name, self.names)
 
             found = run_paired(
-                self.samples, self._answer, theirs, self.names, FORMATS[self.to], means, *([self._is_hopeless] if early else [])
+                self._all(), self._answer, theirs, self.names, FORMATS[self.to], means, *([self._is_hopeless] if early else [])
             )  # fmt: skip
         if found is None:
             return None
+        if not self.total and len(self._kept) == found.total:  # those that drift most first: a failure then shows soonest
+            self._kept = [self._kept[at] for at in sorted(range(found.total), key=lambda at: found.harms[at], reverse=True)]
         self.total = found.total
         outputs = tuple(self.gate.judge(found.accumulators[name].result(name)) for name in self.names)
         for name, accumulator in found.accumulators.items():
@@ -166,13 +168,17 @@ class Trials:
     def _is_hopeless(self, errors: Mapping[str, float]) -> bool:
         return any(error > self._most.get(name, math.inf) for name, error in errors.items())
 
+    def _all(self) -> Iterable[Sample]:
+        return [sample for sample, _ in self._kept] if len(self._kept) == self.total > 0 else self.samples
+
     def _answer(self, number: int, sample: Sample) -> dict[str, Any]:
         """Return the reference's outputs, kept from the first run where there is room."""
-        if number < len(self._answers):
-            return self._answers[number]
+        if number < len(self._kept):
+            return self._kept[number][1]
         found = self._reference(sample.feeds, sample.name, self.names)
-        size = sum(getattr(value, "nbytes", 1 << 20) for value in found.values())
-        if number == len(self._answers) and size <= self._room:
+        held = (*found.values(), *sample.feeds.values(), *sample.extras.values())
+        size = sum(getattr(value, "nbytes", 1 << 20) for value in held)
+        if number == len(self._kept) and size <= self._room:
             self._room -= size
-            self._answers.append(found)
+            self._kept.append((sample, found))
         return found

@@ -24,11 +24,13 @@ class Paired:
         total: Number of samples.
         accumulators: Output -> its measures.
         worst: The sample that did most harm, the only one that is kept.
+        harms: For each sample its share of what is lost: elements, then squared error.
     """
 
     total: int
     accumulators: Mapping[str, Accumulator]
     worst: Sample
+    harms: Sequence[tuple[float, float]]
 
 
 def run_paired(
@@ -51,6 +53,7 @@ def run_paired(
     """
     accumulators = {name: Accumulator(to) for name in names}
     total, worst, most, before = 0, None, (-1.0, 0.0), (0.0, 0.0)
+    each: list[tuple[float, float]] = []
     for sample in samples:
         values = ours(total, sample), theirs(total, sample)
         for name, accumulator in accumulators.items():
@@ -60,10 +63,11 @@ def run_paired(
         harms = {name: accumulator.harm() for name, accumulator in accumulators.items()}
         after = sum(lost for lost, _ in harms.values()), sum(error for _, error in harms.values())
         harm = after[0] - before[0], after[1] - before[1]
+        each.append(harm)
         if worst is None or harm > most:
             worst, most = sample, harm
         before = after
         if hopeless({name: error for name, (_, error) in harms.items()}):
             return None
     assert worst is not None  # Samples refuses to be empty
-    return Paired(total, accumulators, worst)
+    return Paired(total, accumulators, worst, each)
