@@ -28,17 +28,17 @@ SAMPLES = 40
 def prepare(folder: Path, keys: list[str], *, to: str = "fp16") -> None:
     """Convert models of the zoo with their samples, and store what the GPU needs."""
     import halfconv
-    from halfconv import demo
     from halfconv.drift.evaluate import evaluate_file
     from halfconv.model import load
     from halfconv.samples import open_samples
     from halfconv.synthetic import input_specs
     from tests import zoo
+    from tests.labelled import labelled
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for key in keys:
-        given: Any = (lambda: demo.samples(1)) if key == "magika" else zoo.samples(key)  # which come with their true types
+        given: Any = labelled(key) if zoo.labels(key) is not None else zoo.samples(key)
         more: dict[str, Any] = {}
         if to == "bf16":
             given, more = zoo.samples(key)[:8], {"to": to, "target": "cuda"}

@@ -27,7 +27,9 @@ NEARLY_ALL = 0.9
 #: Operators whose result is the same number for infinity as for half's largest number.
 SATURATING = frozenset({"Erf", "HardSigmoid", "Sigmoid", "Tanh"})
 #: Operators that only move numbers of their first input.
-MOVES = frozenset({"Cast", "Expand", "Flatten", "Identity", "Neg", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+MOVES = frozenset(
+    {"Cast", "Expand", "Flatten", "Gather", "Identity", "Neg", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
 #: How many operators may stand between a value and a pole, or what saturates.
 REACH = 8
 

@@ -64,6 +64,14 @@ def test_what_a_tanh_saturates_may_overflow(tmp_path: Path) -> None:
     assert set(rules(found).values()) <= {"io", "min-cut"}
 
 
+def test_what_the_gates_of_an_lstm_saturate_may_overflow(tmp_path: Path) -> None:
+    text = """(float[n, 8] x) => (float[n, 4] y) <float big = {1000}> {
+        t = Tanh(x) k = Mul(x, big) g = Add(k, t) a, b = Split <axis = 1> (g) i = Sigmoid(a) o = Tanh(b) y = Mul(i, o) }"""
+    found = converted(tmp_path, text, {"x": np.linspace(-120, 120, 64, dtype=np.float32).reshape(8, 8)}, opset=17)
+    assert found.drift is not None and found.drift.passed
+    assert set(rules(found).values()) <= {"io", "min-cut"}
+
+
 @pytest.mark.parametrize("tail", ["y = Sqrt(q)", "r = Neg(q) s = Tanh(r) y = Mul(q, s)", "y = Identity(q)"])
 def test_what_nothing_saturates_may_not(tmp_path: Path, tail: str) -> None:
     text = f"(float[4] x) => (float[4] y) {{ a = Relu(x) q = Mul(a, a) {tail} }}"
