@@ -11,7 +11,7 @@ import onnx_ir as ir
 from halfconv.graph.names import Names
 from halfconv.graph.schema import DTYPE_ATTRIBUTES
 from halfconv.graph.typegroups import TypeGroups, is_float, is_weight
-from halfconv.precision.weights import half_tensor
+from halfconv.precision.weights import HalfTensor
 
 __all__ = ["RewritePass", "RewriteStats", "cast_ids"]
 
@@ -116,7 +116,7 @@ class RewritePass(ir.passes.InPlacePass):
             if self.half[group]:
                 value.dtype = self.to
                 if value.is_initializer() and value.const_value is not None:  # the default of an input that callers may override
-                    value.const_value = half_tensor(value.const_value, self.to, value.name or "")
+                    value.const_value = HalfTensor(value.const_value, self.to, value.name or "")
                 changed = True
         for node in self._nodes:
             outputs = [o for o in node.outputs if o in self.groups.produced]
@@ -136,7 +136,7 @@ class RewritePass(ir.passes.InPlacePass):
                 return False
             given = node.attributes.get("value")
             tensor = given.as_tensor() if given is not None else ir.tensor([0.0], ir.DataType.FLOAT)
-            node.attributes.add(ir.AttrTensor("value", half_tensor(tensor, self.to, tensor.name or "")))
+            node.attributes.add(ir.AttrTensor("value", HalfTensor(tensor, self.to, tensor.name or "")))
             return True
         given = node.attributes.get(name)
         # An absent attribute means FLOAT, or the type of the first input, which may have changed: write it out.
@@ -208,7 +208,7 @@ class RewritePass(ir.passes.InPlacePass):
             return
         if not in_float:
             value.dtype = self.to
-            value.const_value = half_tensor(tensor, self.to, name)
+            value.const_value = HalfTensor(tensor, self.to, name)
             self.stats.half_weights.append(name)
             return
         self.stats.both_weights.append(name)
@@ -216,13 +216,13 @@ class RewritePass(ir.passes.InPlacePass):
         half_keeps = any(read.graph is main for read in in_half)
         dtype, moved = (ir.DataType.FLOAT, in_float) if half_keeps else (self.to, in_half)
         new = self._unique(name + SUFFIX[dtype])
-        copied = tensor if half_keeps else half_tensor(tensor, self.to, new)
+        copied = tensor if half_keeps else HalfTensor(tensor, self.to, new)
         copy = ir.Value(name=new, type=ir.TensorType(dtype), shape=value.shape, const_value=copied)
         graph = value.graph
         assert graph is not None
         if half_keeps:
             value.dtype = self.to
-            value.const_value = half_tensor(tensor, self.to, name)
+            value.const_value = HalfTensor(tensor, self.to, name)
             copy.const_value = ir.LazyTensor(
                 lambda: ir.Tensor(tensor.numpy(), name=new), dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=new
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from halfconv.precision import weights
-from halfconv.precision.weights import HALF_MAX, RoundingStats, half_tensor, rounding_stats, to_half
+from halfconv.precision.weights import HALF_MAX, HalfTensor, RoundingStats, rounding_stats, to_half
 
 FP16, BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 NUMPY: dict[ir.DataType, Any] = {FP16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
@@ -129,9 +130,20 @@ def test_the_input_is_not_touched(to: ir.DataType) -> None:
 @BOTH
 def test_a_lazy_tensor_gives_the_same_numbers_under_its_name(to: ir.DataType) -> None:
     array = np.array([[1e39 if to == FP16 else 1.0, -0.1], [1e-9, -0.0]], np.float64).clip(-3e38, 3e38).astype(np.float32)
-    lazy = half_tensor(ir.Tensor(array, name="w"), to, "w_half")
+    lazy = HalfTensor(ir.Tensor(array, name="w"), to, "w_half")
     assert (lazy.name, lazy.dtype, tuple(lazy.shape)) == ("w_half", to, (2, 2))
     assert np.array_equal(bits(lazy.numpy()), bits(to_half(array, to)))
+
+
+@BOTH
+@pytest.mark.parametrize("size", [0, 1, weights.CHUNK - 1, weights.CHUNK + 1, weights.BLOCK, weights.BLOCK + weights.CHUNK + 3])
+def test_a_file_holds_the_same_numbers_block_by_block(to: ir.DataType, size: int, tmp_path: Path) -> None:
+    array = np.random.default_rng(size).normal(0, 1, size).astype(np.float32)
+    array[size // 2 : size // 2 + 1] = 1e6  # one block saturates
+    with (tmp_path / "w").open("wb") as file:
+        file.write(b"head")
+        HalfTensor(ir.Tensor(array), to, "w").tofile(file)
+    assert (tmp_path / "w").read_bytes() == b"head" + to_half(array, to).tobytes()
 
 
 # --- rounding_stats -------------------------------------------------------------------------------------------------
