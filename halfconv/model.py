@@ -21,9 +21,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto
 
 from halfconv.errors import InputError, UnsupportedModel
+from halfconv.graph.protos import graphs_of, subgraphs_of
 from halfconv.graph.validate import check_names
 
-__all__ = ["MIN_OPSET", "SourceModel", "load"]
+__all__ = ["MIN_OPSET", "SourceModel", "check_unchanged", "load"]
 
 #: The oldest opset of the default domain that ONNX Runtime promises to run.
 MIN_OPSET = 7
@@ -43,6 +44,7 @@ class SourceModel:
         sha256: SHA-256 of that file.
         bytes: Size of that file and of the external data files it names, in bytes.
         data_files: External data files that it names.
+        stamps: What tells each of these files, as it was when it was read, from a changed one.
         ir_version: IR version of that file.
         opsets: Domain -> opset, as the file imports them.
         inputs: The model's inputs as declared, without weights; `halfconv.storage` writes their types back.
@@ -56,6 +58,7 @@ class SourceModel:
     sha256: str
     bytes: int
     data_files: frozenset[Path]
+    stamps: dict[Path, tuple[int, ...]]
     ir_version: int
     opsets: dict[str, int]
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -79,6 +82,7 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
     """
     file = Path(path)
     raw = _read(file)
+    stamps = {file: _stamp(file)}
     try:
         proto = onnx.ModelProto()
         proto.ParseFromString(memoryview(raw))
@@ -111,6 +115,7 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
         raise InputError(f"{file}: the graph cannot be read: {cause}", "onnx.checker.check_model on it") from None
     ir.external_data.set_base_dir(model.graph, file.absolute().parent)
     _check_scopes(model, file)
+    stamps |= {data: _stamp(data) for data in sorted(external)}
     size += sum(data.stat().st_size for data in external)
     return SourceModel(
         model=model,
@@ -118,6 +123,7 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
         sha256=digest,
         bytes=size,
         data_files=frozenset(external),
+        stamps=stamps,
         ir_version=proto.ir_version,
         opsets=dict(model.opset_imports),
         inputs=list(declared.input),
@@ -125,6 +131,26 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
         annotated=annotated,
         opaque_types=opaque,
     )
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(source: SourceModel) -> None:
+    """Refuse what was made of files that changed while they were read.
+
+    Raises:
+        InputError: One did.
+    """
+    for file, stamp in source.stamps.items():
+        try:
+            same = _stamp(file) == stamp
+        except OSError:
+            same = False
+        if not same:
+            raise InputError(f"{file}: changed while it was read", "let nothing write it, and try again")
 
 
 def _read(file: Path) -> mmap.mmap:
@@ -179,19 +205,8 @@ def _check_versions(proto: onnx.ModelProto, file: Path) -> None:
 
 def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """Yield the main graph and all graphs inside attributes; function bodies hold no tensors of their own graph."""
-    todo = [proto.graph]
-    todo += [g for function in proto.functions for node in function.node for g in _subgraphs(node)]
-    while todo:
-        graph = todo.pop()
-        yield graph
-        todo += [g for node in graph.node for g in _subgraphs(node)]
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+    inner = [graph for function in proto.functions for node in function.node for graph in subgraphs_of(node)]
+    return graphs_of(proto.graph, *inner)
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

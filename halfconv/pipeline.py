@@ -14,7 +14,8 @@ from halfconv import __version__
 from halfconv.borders import promise
 from halfconv.check import CheckResult, check_file, require_runtime
 from halfconv.errors import CheckFailed, UsageError
-from halfconv.model import SourceModel
+from halfconv.model import SourceModel, check_unchanged
+from halfconv.model_writer import EXTERNAL_DATA, INLINE_LIMIT, written_model
 from halfconv.planning import Planned, converted_before, plan_model, replanned
 from halfconv.precision.formats import FORMATS
 from halfconv.precision.plan import PrecisionPlan
@@ -23,7 +24,7 @@ from halfconv.precision.rules import Rules
 from halfconv.profile import profile_path, write_profile
 from halfconv.progress import Progress, StageClock
 from halfconv.result import ChangedConstant, ConvertResult, FloatValue
-from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file, written_model
+from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file
 
 if TYPE_CHECKING:
     from halfconv.drift.task import Metric
@@ -32,7 +33,6 @@ __all__ = ["convert"]
 
 #: Stands for the better of all formats, on the samples.
 AUTO = "auto"
-EXTERNAL_DATA = ("auto", "always", "never")
 #: The newest IR version that ONNX Runtime 1.18 reads.
 IR_VERSION = 10
 
@@ -55,6 +55,7 @@ def convert(
     fuse: bool = True,
     check: bool = True,
     external_data: str = "auto",
+    shard_size: int | None = None,
     plan: str | os.PathLike[str] | PrecisionPlan | None = None,
     save_plan: str | os.PathLike[str] | None = None,
     samples: Any = None,
@@ -88,7 +89,8 @@ def convert(
         fuse: Whether decomposed norms become one operator.
         check: Whether to simulate the result, and to check the written file (ONNX's checker, interface, a session in a child
             process).
-        external_data: ``auto`` (beside the model only beyond 2 GB), ``always`` or ``never``.
+        external_data: ``auto`` (weights beside the model where the input's are, and beyond 2 GB), ``always`` or ``never``.
+        shard_size: Most bytes of a file of weights, unless one weight has more; the weights then lie beside the model.
         plan: A saved plan to replay on the same model, or on one of the same structure; rules beside it must be those it was made
             with.
         save_plan: Where to write the plan as JSON.
@@ -120,6 +122,8 @@ def convert(
         raise UsageError(f"{str(model)!r} names no model file", "the path of an .onnx file")
     if external_data not in EXTERNAL_DATA:
         raise UsageError(f"unknown --external-data {external_data!r}", "one of " + ", ".join(EXTERNAL_DATA))
+    if shard_size is not None and (shard_size < 1 or external_data == "never"):
+        raise UsageError(f"--shard-size {shard_size} needs files of weights", "--shard-size 4GB, without --external-data never")
     if output is not None:
         check_output_path(source_path, Path(output))
     measured = {"--tolerance": tolerance, "--tolerance-file": tolerance_file, "--ranges": ranges, "--save-ranges": save_ranges}
@@ -196,8 +200,11 @@ def convert(
     nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(ir_model.graph))
     with (
         clock.stage("write"),
-        written_model(ir_model, target_path, types=types, annotated=source.annotated, external_data=external_data) as written,
-    ):
+        written_model(
+            ir_model, target_path, types=types, annotated=source.annotated, shard_size=shard_size, clock=clock,
+            external=_is_external(external_data, shard_size, source), unchanged=lambda: check_unchanged(source),
+        ) as written,
+    ):  # fmt: skip
         if check:
             with clock.stage("check"):
                 checked = check_file(written, promised, ir_model, target, source_path)
@@ -205,7 +212,7 @@ def convert(
         write_profile(target_path, written, target, checked)
         if save_plan is not None:
             atomic_text(Path(save_plan), planned.plan.to_json())
-    clock.seconds["write"] -= clock.seconds.get("check", 0.0)
+    clock.seconds["write"] -= clock.seconds.get("check", 0.0) + clock.seconds.get("sync", 0.0)
     stats = rewrite.stats
     if failed:
         raise CheckFailed(f"{source_path}: {failed}", f"a look at {target_path}, which holds the model that failed")
@@ -230,6 +237,13 @@ def convert(
         repair=tuned.repair if tuned else None,
         warnings=tuple(warnings + list(checked.notes if checked else ())),
     )
+
+
+def _is_external(wanted: str, shard_size: int | None, source: SourceModel) -> bool:
+    """Tell whether the weights go into files beside the model."""
+    if wanted != "auto":
+        return wanted == "always"
+    return shard_size is not None or bool(source.data_files) or source.bytes > 2 * INLINE_LIMIT
 
 
 def _formats(to: str, target: str) -> list[str]:

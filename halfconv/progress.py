@@ -19,12 +19,14 @@ class Progress:
         detail: More about it, in words; "" if there is nothing to add.
         done: How much of it is done, in steps of the stage's own.
         total: How much there is; 0 if it is not known.
+        unit: What is counted, if it is ``bytes``.
     """
 
     stage: str
     detail: str = ""
     done: int = 0
     total: int = 0
+    unit: str = ""
 
 
 class StageClock:

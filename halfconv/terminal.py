@@ -44,17 +44,28 @@ def progress(quiet: bool, title: str) -> Iterator[Callable[[Progress], None] | N
         yield None
         return
     from rich.console import Console
+    from rich.filesize import decimal
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[amount]}"), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(title), total=None)
+        task = bar.add_task(escape(title), total=None, amount="")
+
+        stage = [""]
 
         def tell(now: Progress) -> None:
             words = ": ".join(part for part in (title, now.stage, now.detail) if part)
-            bar.update(task, description=escape(words), completed=now.done, total=now.total or None)
+            done, total = (decimal(now.done), decimal(now.total)) if now.unit == "bytes" else (str(now.done), str(now.total))
+            amount = f"{done} of {total}" if now.total else ""
+            if now.stage != stage[0]:
+                bar.reset(task, total=None)  # so that the time left is this stage's
+                stage[0] = now.stage
+            bar.update(task, description=escape(words), completed=now.done, total=now.total or None, amount=amount)
 
         yield tell
 

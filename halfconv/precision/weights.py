@@ -14,6 +14,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.graph.blocks import BLOCK, blocks
+
 __all__ = [
     "HALF_MAX", "HALF_MIN_NORMAL", "HALF_OVERFLOW", "HALF_TINY", "HalfTensor", "RoundingStats", "rounding_stats", "to_half"
 ]  # fmt: skip
@@ -31,8 +33,6 @@ HALF_OVERFLOW = {ir.DataType.FLOAT16: 65520.0, ir.DataType.BFLOAT16: (2 - 2.0**-
 DIGITS = {ir.DataType.FLOAT16: 11, ir.DataType.BFLOAT16: 8}
 #: Elements looked at in one step, so that temporary arrays stay in a core's cache whatever the weight's size.
 CHUNK = 1 << 16
-#: Elements written in one step.
-BLOCK = 1 << 20
 #: The FP32 bits of the smallest number that overflows FP16.
 _OVERFLOW_BITS = np.float32(65520.0).view(np.uint32)
 #: Largest magnitudes between which sums of squares in FP32 keep their digits.
@@ -153,23 +153,21 @@ class HalfTensor(ir.LazyTensor):
 
     def tofile(self, file: Any) -> None:
         """Write the rounded numbers to a binary file at its position."""
-        flat = self.source.numpy().reshape(-1)
-        block = np.empty(min(BLOCK, flat.size), _NUMPY[self.dtype])
-        for begin in range(0, flat.size, BLOCK):
-            part = flat[begin : begin + BLOCK]
-            for start in range(0, part.size, CHUNK):
-                round_into(part[start : start + CHUNK], block[start : start + CHUNK][: part.size - start], self.dtype)
-            file.write(block[: part.size].view(np.uint8))
+        half = np.empty(min(BLOCK, self.source.size), _NUMPY[self.dtype])
+        for block in blocks(self.source):
+            for start in range(0, block.size, CHUNK):
+                part = block[start : start + CHUNK]
+                round_into(part, half[start : start + part.size], self.dtype)
+            file.write(half[: block.size].view(np.uint8))
 
 
 def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
     """Measure what half precision does to a weight, in bounded memory."""
-    flat = tensor.numpy().reshape(-1)
     saturated = flushed = nonfinite = lossy = 0
     absmax = error = energy = 0.0
     tiny = HALF_TINY[to] / 2
-    for start in range(0, flat.size, CHUNK):
-        part = flat[start : start + CHUNK]
+    parts = (block[start : start + CHUNK] for block in blocks(tensor) for start in range(0, block.size, CHUNK))
+    for part in parts:
         size = np.abs(part)
         largest = float(size.max())
         if not math.isfinite(largest):
@@ -202,7 +200,7 @@ def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
         if some:
             lossy += int((np.abs(rounding[small]) > 0.01 * size[small]).sum())
     rel_l2 = math.sqrt(error / energy) if energy else 0.0
-    return RoundingStats(int(flat.size), absmax, saturated, flushed, nonfinite, rel_l2, lossy)
+    return RoundingStats(tensor.size, absmax, saturated, flushed, nonfinite, rel_l2, lossy)
 
 
 def _errors(size: np.ndarray, to: ir.DataType) -> np.ndarray:

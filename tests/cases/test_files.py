@@ -215,6 +215,7 @@ def _huge(path: Path, layers: int, *, external: bool) -> Path:
     block = (np.random.default_rng(0).standard_normal((size, size), np.float32) / np.sqrt(size)).astype(np.float32)
     with (path.parent / "huge.bin").open("wb") as data:
         for index in range(layers):
+            block[0, 0] = index / size  # equal weights would be stored once
             tensor = TensorProto(name=f"w{index}", data_type=FLOAT, dims=[size, size])
             if external:
                 for key, value in {"location": "huge.bin", "offset": data.tell(), "length": block.nbytes}.items():

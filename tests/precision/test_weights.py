@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from halfconv.graph.blocks import BLOCK
 from halfconv.precision import weights
 from halfconv.precision.weights import HALF_MAX, HalfTensor, RoundingStats, rounding_stats, to_half
 
@@ -136,7 +137,7 @@ def test_a_lazy_tensor_gives_the_same_numbers_under_its_name(to: ir.DataType) ->
 
 
 @BOTH
-@pytest.mark.parametrize("size", [0, 1, weights.CHUNK - 1, weights.CHUNK + 1, weights.BLOCK, weights.BLOCK + weights.CHUNK + 3])
+@pytest.mark.parametrize("size", [0, 1, weights.CHUNK - 1, weights.CHUNK + 1, BLOCK, BLOCK + weights.CHUNK + 3])
 def test_a_file_holds_the_same_numbers_block_by_block(to: ir.DataType, size: int, tmp_path: Path) -> None:
     array = np.random.default_rng(size).normal(0, 1, size).astype(np.float32)
     array[size // 2 : size // 2 + 1] = 1e6  # one block saturates
