@@ -19,6 +19,10 @@ __all__ = ["MAX_CALLS", "check_functions", "check_names", "check_nodes"]
 
 #: Calls of model functions that inlining may have to expand.
 MAX_CALLS = 20_000
+#: Attributes of which a Constant holds one.
+_CONSTANTS = frozenset(
+    {"sparse_value", "value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings"}
+)  # fmt: skip
 ADVICE = "export it again; onnx.checker.check_model names the defect"
 
 
@@ -121,8 +125,9 @@ def check_nodes(model: ir.Model, label: str) -> None:
         schema = _schema(node.domain, node.op_type, version) if version is not None else None
         if schema is not None:
             _check_node(node, schema, where)
-        if not node.domain:
-            _check_bodies(node, where, version or 1)
+        if node.op_type == "Constant" and not node.domain and not _CONSTANTS & node.attributes.keys():
+            raise InputError(f"{where} holds no value", ADVICE)
+        _check_bodies(node, where, version or 1)
 
 
 def _check_node(node: ir.Node, schema: onnx.defs.OpSchema, where: str) -> None:
@@ -149,6 +154,8 @@ def _check_bodies(node: ir.Node, where: str, version: int) -> None:
         for value in body.outputs:
             if not (value.graph is body and (value.producer() is not None or value.is_graph_input() or value.is_initializer())):
                 raise InputError(f"{where}: its {attribute} returns '{value.name}', which it does not compute", ADVICE)
+        if node.domain:
+            continue  # what it takes and returns is its own business
         takes, gives = len(body.inputs), len(body.outputs)
         if node.op_type == "If":
             fits = gives == len(node.outputs) and takes == 0

@@ -861,8 +861,43 @@ def _damaged(change: str) -> onnx.ModelProto:
         branch.attribute[0].g.output[0].name = "q"
     elif change == "too many results":
         branch.attribute[0].g.output.append(branch.attribute[0].g.output[0])
+    elif change == "undefined result of a foreign body":
+        branch.domain = "foreign"
+        branch.attribute[0].g.output[0].name = "nowhere"
+        made.opset_import.append(onnx.helper.make_opsetid("foreign", 1))
     elif change == "untyped input":
         made.graph.input[0].ClearField("type")
+    elif change.startswith("constant"):
+        value = onnx.helper.make_node("Constant", [], ["k"], value_float=1.0)
+        made.graph.node.extend([value, onnx.helper.make_node("Add", ["x", "k"], ["unread"])])
+        value = made.graph.node[-2]
+        if change == "constant without value":
+            del value.attribute[:]
+        elif change == "constant of no name":
+            value.attribute[0].name = ""
+        else:
+            value.attribute[0].CopyFrom(onnx.helper.make_attribute("sparse_value", _sparse(change)))
+    return made
+
+
+def _sparse(change: str) -> onnx.SparseTensorProto:
+    """A sparse tensor with one thing wrong."""
+    values = onnx.numpy_helper.from_array(np.array([1, 2], np.float32), "k")
+    indices = onnx.numpy_helper.from_array(np.array([0, 3]), "i")
+    made = onnx.helper.make_sparse_tensor(values, indices, [2, 3])
+    if change == "constant of no type":
+        made.values.data_type = TensorProto.UNDEFINED
+    elif change == "constant of an unknown type":
+        made.values.data_type = 99
+    elif change == "constant with negative dimensions":
+        made.dims[:] = [-2, -3]
+    elif change == "constant in another file":
+        made.values.data_location = TensorProto.EXTERNAL
+        made.values.external_data.add(key="location", value="model.onnx")
+    elif change == "constant with too few values":
+        made.values.raw_data = b"\0" * 4
+    elif change == "constant with an index outside":
+        made.indices.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 6]), "i"))
     return made
 
 
@@ -876,7 +911,16 @@ def _damaged(change: str) -> onnx.ModelProto:
         "missing attribute",
         "outer result",
         "too many results",
+        "undefined result of a foreign body",
         "untyped input",
+        "constant without value",
+        "constant of no name",
+        "constant of no type",
+        "constant of an unknown type",
+        "constant with negative dimensions",
+        "constant in another file",
+        "constant with too few values",
+        "constant with an index outside",
     ],
 )
 def test_a_damaged_graph_is_refused_in_one_line(change: str, folder: Path) -> None:
