@@ -48,6 +48,7 @@ class Decision:
         culprit: The node that caused it.
         figures: Numbers that the reason rests on.
         group: The one type group that it is about; None for all that the node has a slot in.
+        inputs: Model inputs whose FP32 numbers it is about; void where all of these become half.
     """
 
     node: ir.Node
@@ -58,6 +59,7 @@ class Decision:
     culprit: ir.Node
     figures: Mapping[str, float] = field(default_factory=dict)
     group: int | None = None
+    inputs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,8 @@ def decisions(names: Names, rules: Rules, to: HalfFormat = FP16) -> Iterator[Dec
             if pattern.default and to in pattern.formats and pattern.name not in rules.block_patterns:
                 for match in pattern.find(nodes, to):
                     for node in match.nodes:
-                        yield Decision(node, False, Strength.BLOCK_LIST, match.why, pattern.name, match.culprit, match.figures)
+                        yield Decision(node, False, Strength.BLOCK_LIST, match.why, pattern.name, match.culprit, match.figures,
+                                       inputs=match.inputs)  # fmt: skip
 
 
 def _user(nodes: Sequence[ir.Node], names: Names, rules: Rules, to: HalfFormat) -> Iterator[Decision]:
