@@ -77,13 +77,14 @@ def test_zeros_and_subnormals_are_no_change(folder: Path) -> None:
         ("a = Mul(x, w)\n y = Mul(a, v)", np.array([1e6, 2e5, -7e4, 1e9], np.float32)),
         ("a = Add(x, w)\n y = Sub(a, w)", np.array([1e5, 2e5, 7e4, 1e5], np.float32)),
         ("a = MatMul(x, d)\n y = Mul(a, v)", np.array([1e5, 2e5, 7e4, 1e5], np.float32)),
+        ("a = Neg(w)\n y = Div(x, a)", np.array([1e6, 2e5, -7e4, 1e9], np.float32)),
     ],
 )
 def test_a_weight_that_half_cannot_hold_keeps_its_node_in_fp32(
     body: str, w: np.ndarray, half_io: bool | list[str], folder: Path
 ) -> None:
     weights = {"w": w, "v": (1 / w).astype(np.float32), "d": np.diag(w)}
-    used = {name: array for name, array in weights.items() if f", {name})" in body}
+    used = {name: array for name, array in weights.items() if f", {name})" in body or f"({name})" in body}
     model = with_weights(text(f"(float[2,4] x) => (float[2,4] y) {{ {body} }}"), used)
     converted = convert(model, folder, half_io=half_io)
     runs(converted, {"x": np.abs(X) + 0.1}, keep_io=not half_io, drift=1e-2)
@@ -273,7 +274,7 @@ def test_a_cumulative_sum_beyond_the_largest_half(folder: Path) -> None:
 )
 def test_exponentials_of_large_values(body: str, folder: Path) -> None:
     weights = {"axis": np.array([-1]), "one": np.array(1, np.float32), "k": np.array(4000, np.float32)}
-    used = {name: array for name, array in weights.items() if f", {name})" in body}
+    used = {name: array for name, array in weights.items() if f", {name})" in body or f"({name})" in body}
     model = with_weights(text(f"(float[2,8] x) => (float[2,8] y) {{ {body} }}"), used)
     x = np.stack([np.linspace(-20, 20, 8), np.linspace(0, 14, 8)]).astype(np.float32)
     runs(convert(model, folder), {"x": x}, drift=1e-2)
@@ -313,7 +314,7 @@ def test_attention_with_large_logits(folder: Path) -> None:
 )  # fmt: skip
 def test_every_pattern_can_be_blocked(pattern: str, body: str, blocked: set[str], folder: Path) -> None:
     weights = {"w": normal(4, 4), "axis": np.array([-1]), "eps": np.array(1e-8, np.float32)}
-    used = {name: array for name, array in weights.items() if f", {name})" in body}
+    used = {name: array for name, array in weights.items() if f", {name})" in body or f"({name})" in body}
     model = with_weights(text(f"(float[4,4] x) => (float[4,4] y) {{ {body} }}"), used)
     converted = convert(model, folder, block_list="none", block_patterns=[pattern], fuse=False)
     runs(converted, {"x": normal(4, 4)}, drift=1e-2)
