@@ -21,6 +21,8 @@ __all__ = ["Decision", "Rules", "Strength", "decisions"]
 
 #: Metadata in which PyTorch's exporter leaves a node's module path.
 SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "namespace")
+#: Domains in which an operator's name means what the block list says of it: ONNX's, and ONNX Runtime's, which quantises.
+LISTED_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
 class Strength(IntEnum):
@@ -144,7 +146,7 @@ def decisions(names: Names, rules: Rules, to: HalfFormat = FP16) -> Iterator[Dec
     if rules.block_list != "none":
         why = dict(block_list(rules.block_list, to))
         for node in nodes:
-            if (not node.domain and node.op_type in why) or (node.op_type in why and node.domain == "ai.onnx.ml"):
+            if node.op_type in why and node.domain in LISTED_DOMAINS:
                 reason = f"{node.op_type}: {why[node.op_type]}"
                 yield Decision(node, False, Strength.BLOCK_LIST, reason, f"block-list:{node.op_type}", node)
     if rules.block_list == "default":
