@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -939,16 +940,38 @@ def test_a_name_that_is_no_text_is_refused(folder: Path) -> None:
         halfconv.convert(source)
 
 
-@pytest.mark.parametrize("levels", [40, 16])
-def test_functions_that_explode_are_refused(levels: int, folder: Path) -> None:
+def _bomb(levels: int, leaf: int) -> onnx.ModelProto:
+    """Functions of which each calls the one below twice; the lowest has some nodes."""
+    chain = "".join(f"v{i} = Relu({f'v{i - 1}' if i else 'x'})\n " for i in range(leaf))
     body = "".join(
         f'<domain: "f", opset_import: ["" : 17, "f" : 1]>\nf{i} (x) => (y) {{ a = f.f{i - 1}(x)\n y = f.f{i - 1}(a) }}\n'
         for i in range(1, levels)
     )
-    text = (
+    return onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : 17, "f" : 1]>\nmain (float[2] x) => (float[2] y) {{ y = f.f{levels - 1}(x) }}\n'
-        f'<domain: "f", opset_import: ["" : 17]>\nf0 (x) => (y) {{ y = Relu(x) }}\n{body}'
+        f'<domain: "f", opset_import: ["" : 17]>\nf0 (x) => (y) {{ {chain}y = Relu(v{leaf - 1}) }}\n{body}'
     )
-    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
-    with pytest.raises(halfconv.UnsupportedModel, match="calls"):
+
+
+@pytest.mark.parametrize(("levels", "leaf"), [(40, 1), (200, 1), (16, 1), (14, 1), (12, 50), (10, 2000), (6, 20000)])
+def test_functions_that_explode_are_refused_at_once(levels: int, leaf: int, folder: Path) -> None:
+    onnx.save(_bomb(levels, leaf), folder / "model.onnx")
+    begun = time.monotonic()
+    with pytest.raises(halfconv.UnsupportedModel, match="too many to inline"):
         halfconv.convert(folder / "model.onnx")
+    assert time.monotonic() - begun < 20
+
+
+def test_functions_that_call_each_other_deep_down_are_refused(folder: Path) -> None:
+    model = _bomb(3000, 1)
+    for function in model.functions[1:]:
+        del function.node[1:]
+        function.node[0].output[0] = "y"
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(halfconv.UnsupportedModel, match="too deep"):
+        halfconv.convert(folder / "model.onnx")
+
+
+def test_many_calls_of_a_function_are_no_explosion(folder: Path) -> None:
+    onnx.save(_bomb(10, 4), folder / "model.onnx")
+    assert convert(folder / "model.onnx", folder).result.values["half"] == 512 * 5
