@@ -1,10 +1,11 @@
-"""Fuse decomposed LayerNorms, whose inside half precision cannot hold.
+"""Fuse decomposed LayerNorms and RMSNorms, whose inside half precision cannot hold.
 
-LayerNormalization computes its statistics in FP32 inside one kernel, so a fused norm needs no Casts around it.
+LayerNormalization and RMSNormalization compute their statistics in FP32 inside one kernel: a fused norm needs no Casts around it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,10 @@ from halfconv.graph.lift import Fresh, lift
 from halfconv.graph.reductions import over_last
 from halfconv.graph.typegroups import is_float, is_weight
 
-__all__ = ["FuseLayerNormPass"]
+__all__ = ["FuseLayerNormPass", "FuseRmsNormPass"]
 
-#: The opset that brought LayerNormalization.
-OPSET = 17
+#: The opsets that brought LayerNormalization and RMSNormalization.
+OPSET, RMS_OPSET = 17, 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +60,53 @@ class FuseLayerNormPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if _match(node) is not None]
-        if not nodes or not lift(model, OPSET):
+        matching = any(_match(node) is not None for node in ir.traversal.RecursiveGraphIterator(model.graph))
+        if not matching or not lift(model, OPSET):
             return ir.passes.PassResult(model, modified=False)
-        ones = _Ones(model)
-        for node in nodes:
-            # Matched again: the input of this norm may be the output of one that was just replaced.
-            found = _match(node)
-            if found is None:
-                continue
-            scale = found.scale if found.scale is not None else ones.of(found.x)
-            last = found.nodes[-1]
-            norm = ir.node(
-                "LayerNormalization",
-                [found.x, scale, *([found.bias] if found.bias is not None else [])],
-                {"axis": -1, "epsilon": found.epsilon},
-                metadata_props=dict(last.metadata_props),
-            )
-            put_in_place(norm, last, found.nodes[-2::-1])
-            self.count += 1
+        self.count = _fuse(model, _match, "LayerNormalization")
         return ir.passes.PassResult(model, modified=True)
+
+
+class FuseRmsNormPass(ir.passes.InPlacePass):
+    """Fuse x / sqrt(mean(x²) + eps) · gamma over the last axis into RMSNormalization, in models of opset 23 and later.
+
+    Gamma may be missing. Older opsets have no operator for it, and raising a model so far would shut older runtimes out.
+
+    Attributes:
+        count: Number of norms fused.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        if model.opset_imports.get("", 0) < RMS_OPSET:
+            return ir.passes.PassResult(model, modified=False)
+        self.count = _fuse(model, _match_rms, "RMSNormalization")
+        return ir.passes.PassResult(model, modified=bool(self.count))
+
+
+def _fuse(model: ir.Model, match: Callable[[ir.Node], _Norm | None], operator: str) -> int:
+    """Put an operator in the place of what matches, and return how many."""
+    ones, count = _Ones(model), 0
+    for node in [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if match(node) is not None]:
+        # Matched again: the input of this norm may be the output of one that was just replaced.
+        found = match(node)
+        if found is None:
+            continue
+        scale = found.scale if found.scale is not None else ones.of(found.x)
+        last = found.nodes[-1]
+        norm = ir.node(
+            operator,
+            [found.x, scale, *([found.bias] if found.bias is not None else [])],
+            {"axis": -1, "epsilon": found.epsilon},
+            metadata_props=dict(last.metadata_props),
+        )
+        put_in_place(norm, last, found.nodes[-2::-1])
+        count += 1
+    return count
 
 
 class _Ones:
@@ -103,24 +131,18 @@ def _match(node: ir.Node) -> _Norm | None:
 
 def _match_quotient(node: ir.Node) -> _Norm | None:
     """Match (x − mean) / root, with the gamma and beta that follow."""
-    if node.domain or node.op_type not in ("Div", "Mul") or len(node.inputs) != 2:
-        return None
-    sides = [(node.inputs[0], node.inputs[1])] + ([(node.inputs[1], node.inputs[0])] if node.op_type == "Mul" else [])
-    for numerator, other in sides:
-        centred = numerator.producer() if numerator is not None else None
-        root = _root(other, node, inverse=node.op_type == "Mul")
-        if centred is None or root is None or not is_op(centred, "Sub", node.graph):
+    for numerator, root in _applications(node):
+        centred = numerator.producer()
+        if centred is None or not is_op(centred, "Sub", node.graph):
             continue
         inner = _statistics(root, centred.inputs[0], node.graph, centred)
         if inner is None:
             continue
         nodes, x, epsilon = inner
-        nodes = [*nodes, node]
-        scale = bias = None
-        mul = only_reader(node.outputs[0])
-        given = _other(mul, "Mul", node)
-        if mul is not None and given is not None and _is_vector(given, x):
-            scale, nodes = given, [*nodes, mul]
+        nodes, bias = [*nodes, node], None
+        mul, scale = _scaled(node, x)
+        if mul is not None:
+            nodes = [*nodes, mul]
             add = only_reader(mul.outputs[0])
             given = _other(add, "Add", mul)
             if add is not None and given is not None and _is_vector(given, x):
@@ -151,6 +173,35 @@ def _match_spread(node: ir.Node) -> _Norm | None:
             if mean.producer() is inner[0][0] and _is_vector(scale, inner[1]) and _is_vector(bias, inner[1]):
                 return _checked([*inner[0], node, of_x, of_mean, less, add], inner[1], scale, bias, inner[2])
     return None
+
+
+def _match_rms(node: ir.Node) -> _Norm | None:
+    """Match x / root, with the gamma that follows, where the root is of the mean of x²."""
+    for x, root in _applications(node):
+        inner = _mean_square(root, node.graph)
+        if inner is None or inner[1] is not x or not is_float(x):
+            continue
+        mul, scale = _scaled(node, x)
+        return _checked([*inner[0], node, *([mul] if mul is not None else [])], x, scale, None, inner[2])
+    return None
+
+
+def _applications(node: ir.Node) -> Iterator[tuple[ir.Value, list[ir.Node]]]:
+    """Yield what a node divides by a root, with the root's nodes; a product with an inverse root is such a division."""
+    if node.domain or node.op_type not in ("Div", "Mul") or len(node.inputs) != 2:
+        return
+    sides = [(node.inputs[0], node.inputs[1])] + ([(node.inputs[1], node.inputs[0])] if node.op_type == "Mul" else [])
+    for numerator, other in sides:
+        root = _root(other, node, inverse=node.op_type == "Mul")
+        if numerator is not None and root is not None:
+            yield numerator, root
+
+
+def _scaled(node: ir.Node, x: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
+    """Return the product of a normalised value with its gamma, and the gamma, if that is all that reads it."""
+    mul = only_reader(node.outputs[0])
+    given = _other(mul, "Mul", node)
+    return (mul, given) if given is not None and _is_vector(given, x) else (None, None)
 
 
 def _checked(nodes: list[ir.Node], x: ir.Value, scale: ir.Value | None, bias: ir.Value | None, epsilon: float) -> _Norm | None:
@@ -193,20 +244,12 @@ def _statistics(
     Returns:
         The nodes, the mean of x first, with the root's at the end; x; and the epsilon.
     """
-    below = root[0].inputs[0]
-    add = below.producer() if below is not None else None
-    if add is None or not is_op(add, "Add", graph):
+    found = _mean_square(root, graph)
+    if found is None:
         return None
-    sides = [(add.inputs[0], scalar(add.inputs[1])), (add.inputs[1], scalar(add.inputs[0]))]
-    variance, epsilon = next(((v, e) for v, e in sides if e is not None), (None, None))
-    mean_square = variance.producer() if variance is not None else None
-    if mean_square is None or epsilon is None or not is_op(mean_square, "ReduceMean", graph):
-        return None
-    square = mean_square.inputs[0].producer() if mean_square.inputs[0] is not None else None
-    if square is None or square.graph is not graph or not is_square(square):
-        return None
+    nodes, squared, epsilon = found
     # Some exporters compute x − mean twice.
-    again = square.inputs[0].producer() if square.inputs[0] is not None else None
+    again = squared.producer()
     if again is None or x is None or not is_float(x):
         return None
     means, differences = [], list(dict.fromkeys((again, centred or again)))
@@ -215,9 +258,31 @@ def _statistics(
         if mean is None or not is_op(mean, "ReduceMean", graph) or sub.inputs[0] is not x or mean.inputs[0] is not x:
             return None
         means.append(mean)
-    if not all(over_last(mean) for mean in (*means, mean_square)):
+    if not all(over_last(mean) for mean in means):
         return None
-    return [*means, *differences, square, mean_square, add, *root], x, epsilon
+    return [*means, *differences, *nodes], x, epsilon
+
+
+def _mean_square(root: list[ir.Node], graph: ir.Graph | None) -> tuple[list[ir.Node], ir.Value, float] | None:
+    """Match the mean of squares over the last axis, plus an epsilon, under a root.
+
+    Returns:
+        The nodes, with the root's at the end; what is squared; and the epsilon.
+    """
+    below = root[0].inputs[0]
+    add = below.producer() if below is not None else None
+    if add is None or not is_op(add, "Add", graph):
+        return None
+    sides = [(add.inputs[0], scalar(add.inputs[1])), (add.inputs[1], scalar(add.inputs[0]))]
+    variance, epsilon = next(((v, e) for v, e in sides if e is not None), (None, None))
+    mean = variance.producer() if variance is not None else None
+    if mean is None or epsilon is None or not is_op(mean, "ReduceMean", graph) or not over_last(mean):
+        return None
+    square = mean.inputs[0].producer() if mean.inputs[0] is not None else None
+    squared = square.inputs[0] if square is not None and square.graph is graph and is_square(square) else None
+    if square is None or squared is None:
+        return None
+    return [square, mean, add, *root], squared, epsilon
 
 
 def _other(node: ir.Node | None, op_type: str, one: ir.Node) -> ir.Value | None:

@@ -194,6 +194,60 @@ def test_norms_without_gamma_share_one() -> None:
     assert [value.shape for value in made.graph.initializers.values()] == [(4,)]
 
 
+# --- RMSNorm --------------------------------------------------------------------------------------------------------
+
+RMS = (
+    "q = Pow(x, two)\n v = ReduceMean(q, last)\n a = Add(v, e)\n r = Sqrt(a)\n i = Reciprocal(r)\n n = Mul(x, i)\n y = Mul(g, n)"
+)
+RMS_WEIGHTS = WEIGHTS[:-1] + ", float one = {1}, float minus = {-0.5}, int64[1] last = {-1}>"
+APPLIED = "r = Sqrt(a)\n i = Reciprocal(r)\n n = Mul(x, i)"
+
+
+def rms(*changes: tuple[str, str], outputs: str = "float[2,3,4] y") -> str:
+    """Return the text of an RMSNorm with some parts exchanged."""
+    body = RMS
+    for old, new in changes:
+        assert old in body, old
+        body = body.replace(old, new)
+    return f"(float[2,3,4] x) => ({outputs}) {RMS_WEIGHTS} {{ {body} }}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        (("Pow(x, two)", "Mul(x, x)"), ("Mul(g, n)", "Mul(n, g)"), ("Add(v, e)", "Add(e, v)")),
+        ((APPLIED, "r = Sqrt(a)\n n = Div(x, r)"),),
+        ((APPLIED, "r = Sqrt(a)\n i = Div(one, r)\n n = Mul(i, x)"),),
+        ((APPLIED, "i = Pow(a, minus)\n n = Mul(x, i)"),),
+        (("n = Mul(x, i)\n y = Mul(g, n)", "y = Mul(x, i)"),),
+    ],
+)
+def test_an_rms_norm_of_opset_23_becomes_one_operator(changes: tuple[tuple[str, str], ...]) -> None:
+    graph = rms(*changes)
+    assert ops(prepared(graph, opset=23)) == ["RMSNormalization"]
+    same_answer(graph, opset=23)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        rms(("Pow(x, two)", "Mul(x, g)")),
+        rms(("Mul(x, i)", "Mul(q, i)")),
+        rms(("Reciprocal(r)", "Neg(r)")),
+        rms(outputs="float[2,3,4] y, float[2,3,1] v"),
+        rms(outputs="float[2,3,4] y, float[2,3,1] i"),
+    ],
+)
+def test_what_is_no_rms_norm(graph: str) -> None:
+    assert "RMSNormalization" not in ops(prepared(graph, opset=23))
+
+
+def test_an_older_opset_has_no_operator_for_it() -> None:
+    made = prepared(rms(), opset=22)
+    assert made.opset_imports[""] == 22 and "Sqrt" in ops(made)
+
+
 # --- near misses ----------------------------------------------------------------------------------------------------
 
 
