@@ -1,12 +1,13 @@
 """Numbers as they arrive: FP32 inputs of the model, and integers and doubles, before anything has brought them to size.
 
 A model that scales, normalises or takes the root of what it is given may be given any size: 16-bit samples, microseconds, pixel
-counts. In half these end at 65,504 before the scaling is reached, so it stays FP32, with what lies in front of it.
+counts. In half these end at 65,504 before the scaling is reached, so it stays FP32, with what lies in front of it. So does what
+returns such numbers as they are: between FP32 inputs and outputs, half would cost Casts for nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -46,20 +47,34 @@ class _Walk:
         scaled: Values made of such values that have a size of their own.
         nodes: What carries or scales numbers: the node, their source, and whether it scales them.
         read: Sources that something else reads as they are: in half, a Cast would overflow in front of it anyway.
+        ends: Source -> a node that makes a result of the model, of which FP32 holds any size.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bodies: Collection[ir.Graph]) -> None:
+        self.bodies = bodies
         self.parent: dict[ir.Value, ir.Value] = {}
         self.raw: dict[ir.Value, ir.Value] = {}
         self.scaled: set[ir.Value] = set()
         self.nodes: list[tuple[ir.Node, ir.Value, bool]] = []
         self.read: set[ir.Value] = set()
+        self.ends: dict[ir.Value, ir.Node] = {}
 
     def find(self, source: ir.Value) -> ir.Value:
         """Return the one that stands for all sources that meet."""
         while self.parent.setdefault(source, source) is not source:
             source = self.parent[source]
         return source
+
+    def carry(self, node: ir.Node, source: ir.Value) -> None:
+        """Take a node's results for as large as a source."""
+        self.nodes.append((node, source, False))
+        for output in node.outputs:
+            if is_float(output):
+                self.raw[output] = source
+                if output.is_graph_output() and node.graph in self.bodies:
+                    self.read.add(source)
+                elif output.is_graph_output():
+                    self.ends[source] = node
 
     def visit(self, node: ir.Node) -> None:
         """Say what a node does with the numbers that arrive."""
@@ -74,8 +89,7 @@ class _Walk:
         if alone and (op(node) in CARRIERS or _squares(node, arriving)):
             for value in arriving[1:]:
                 self.parent[self.find(self.raw[value])] = first
-            self.raw.update((output, first) for output in node.outputs if is_float(output))
-            self.nodes.append((node, first, False))
+            self.carry(node, first)
         elif alone and op(node) in SCALERS:
             self.scaled.update(node.outputs)
             for value in arriving:
@@ -93,15 +107,14 @@ def _squares(node: ir.Node, arriving: Sequence[ir.Value]) -> bool:
 
 
 def unscaled(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
-    """Yield what scales numbers as they arrive, and what lies in front of it; one match per source, or sources that meet."""
-    walk = _Walk()
+    """Yield what scales numbers as they arrive, or returns them, and what lies in front; one match for sources that meet."""
     bodies = {body for node in nodes for _, body in subgraphs(node)}
+    walk = _Walk(bodies)
     inputs = {value for node in nodes for value in inputs_of(node) if value.is_graph_input() and value.graph not in bodies}
     walk.raw.update((value, value) for value in inputs)
     for node in nodes:
         if op(node) == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype in WIDE and is_float(node.outputs[0]):
-            walk.raw[node.outputs[0]] = node.outputs[0]
-            walk.nodes.append((node, node.outputs[0], False))
+            walk.carry(node, node.outputs[0])
         else:
             walk.visit(node)
     unusable = {walk.find(source) for source in walk.read}
@@ -113,13 +126,14 @@ def unscaled(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     sources: dict[ir.Value, list[ir.Value]] = {}
     for source in dict.fromkeys(walk.raw.values()):
         sources.setdefault(walk.find(source), []).append(source)
+    ends = {walk.find(source): node for source, node in walk.ends.items()}
     for known, of in found.items():
-        scaler = next((node for node, scales in of.items() if scales), None)
-        if scaler is None:
+        culprit = next((node for node, scales in of.items() if scales), ends.get(known))
+        if culprit is None:
             continue
         own = sources[known]
         names = frozenset(value.name or "" for value in own) if inputs.issuperset(own) else frozenset()
         what = "inputs" if names else "integers or doubles"
-        why = f"{what} may pass {to.max:,.6g} before {scaler.op_type} brings them to size"
-        yield Match(tuple(of), scaler, why, inputs=names)
+        until = f"before {culprit.op_type} brings them to size" if of[culprit] else f"up to {culprit.op_type}, which is returned"
+        yield Match(tuple(of), culprit, f"{what} may pass {to.max:,.6g} {until}", inputs=names)
 

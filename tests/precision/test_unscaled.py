@@ -33,6 +33,9 @@ SCALED = {
     "y = Mul(f, k)\n z = Sqrt(f)": "y z",
     "y = Mul(f, k)\n z = Tanh(f)": "y",
     "y = Mul(f, k)\n z = Shape(f)": "y z",
+    "y = Add(f, g)": "y",
+    "a = Relu(f)\n y = Pow(a, two)": "a y",
+    "m = ReduceMax <axes = [-1]> (f)\n y = Sub(f, m)": "m y",
     "q = Mul(f, f)\n m = ReduceMean <axes = [-1]> (q)\n r = Sqrt(m)\n y = Div(f, r)": "q m r y",
 }
 
@@ -45,7 +48,7 @@ def _results(body: str, shape: str) -> str:
 
 @pytest.mark.parametrize("body", SCALED)
 @pytest.mark.parametrize("source", ["input", "int32", "int64", "uint16", "uint32", "uint64", "double"])
-def test_what_scales_numbers_as_they_arrive(source: str, body: str) -> None:
+def test_what_scales_numbers_as_they_arrive_or_returns_them(source: str, body: str) -> None:
     given, made, first = f"{source}[2,4,3] x", "f = Cast <to = 1> (x)\n ", {"f"}
     if source == "input":
         given, made, first = "float[2,4,3] f", "", set()
@@ -59,12 +62,12 @@ def test_what_scales_numbers_as_they_arrive(source: str, body: str) -> None:
         "y = MatMul(f, w)",
         "r = Relu(f)\n y = MatMul(r, w)",
         "y = Tanh(f)",
-        "y = Add(f, b)",
+        "a = Add(f, b)\n y = MatMul(a, w)",
         "y = Mul(f, k)\n z = MatMul(f, w)",  # read as it is: a Cast to half overflows there anyway
         "a = Abs(f)\n y = Mul(a, k)\n z = MatMul(a, w)",
         "n = LayerNormalization(f, g)\n h = MatMul(n, w)\n y = Add(f, h)",  # a residual
         "h = Sigmoid(w)\n y = Mul(f, h)",
-        "y = Pow(f, two)",
+        "a = Pow(f, two)\n y = MatMul(a, w)",
         "t = Tanh(f)\n y = Mul(t, k)",
     ],
 )
@@ -84,6 +87,12 @@ def test_the_state_of_a_loop_is_no_input_of_the_model() -> None:
         " (int64 i, bool ci, float[2,4] s) => (bool co, float[2,4] o) { co = Identity(ci)\n o = Mul(s, k) }>"
     )
     assert found("unscaled", body, weights=WEIGHTS) == set()
+
+
+def test_what_a_branch_returns_is_no_result_of_the_model() -> None:
+    io = "(float[2,4] f, bool c) => (float[2,4] y)"
+    branches = "then_branch = t () => (float[2,4] o) { o = Abs(f) }, else_branch = e () => (float[2,4] p) { p = Neg(f) }"
+    assert found("unscaled", f"i = If(c) <{branches}>\n y = MatMul(i, w)", io=io, weights=WEIGHTS) == set()
 
 
 _LARGE = np.array([[100000, 70000, 1, 2], [3, 100001, 65505, 5]])
@@ -110,6 +119,17 @@ def test_large_numbers_arrive(kind: str, body: str, folder: Path) -> None:
     dtype = np.dtype({"float": "f4", "double": "f8"}.get(kind, kind))
     runs(converted, {"x": _LARGE.astype(dtype)})
     assert converted.all_half("MatMul")
+
+
+@pytest.mark.parametrize("kind", ["float", "int64", "double"])
+@pytest.mark.parametrize("body", ["y = Add(f, b)", "y = Mul(f, u)", "y = Max(f, u)", "a = Relu(f)\n y = Sub(a, u)"])
+def test_large_numbers_pass_between_fp32_ends(kind: str, body: str, folder: Path) -> None:
+    cast = "f = Identity(x)" if kind == "float" else "f = Cast<to=1>(x)"
+    graph = f"({kind}[2,4] x, float[2,4] u) => (float[2,4] y) {{ {cast}\n {body} }}"
+    converted = convert(with_weights(text(graph), {"b": normal(4)} if "b)" in body else {}), folder)
+    dtype = {"float": np.float32, "double": np.float64}.get(kind, np.int64)
+    runs(converted, {"x": _LARGE.astype(dtype), "u": normal(2, 4)}, drift=0)
+    assert converted.result.casts == 0
 
 
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
