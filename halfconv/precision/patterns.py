@@ -390,7 +390,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("scale-up", "a large factor lifts ordinary numbers beyond 65,504", True, _scale_ups, (FP16,)),
     Pattern("quantised", "integer kernels are fused from FP32 operators between QDQ pairs", True, _quantised),
     Pattern("shape-arithmetic", "positions, sizes and indices are exact only to 2,048 (BF16: 256)", True, shape_arithmetic),
-    Pattern("unscaled", "inputs, large integers and doubles may pass 65,504 before they are scaled, or returned", True, unscaled, (FP16,)),
+    Pattern("unscaled", "inputs, large integers and doubles may pass 65,504 until something scales them", True, unscaled, (FP16,)),
     Pattern("mask-sum", "scores plus a large negative mask lose their bits, or overflow", True, mask_sums),
     Pattern("softmax-attention", "attention scores lose their low bits when they are large", False, _softmax_attention),
 )
