@@ -320,6 +320,13 @@ def _make_dense(graph: onnx.GraphProto, file: Path) -> None:
 
 def _dense(sparse: onnx.SparseTensorProto, file: Path) -> TensorProto:
     name = sparse.values.name
+    if any(dim < 0 for dim in sparse.dims):
+        raise InputError(f"{file}: sparse tensor '{name}' has a negative dimension {list(sparse.dims)}", "export it again")
+    for part in (sparse.values, sparse.indices):
+        if part.data_location == TensorProto.EXTERNAL or part.data_type == TensorProto.STRING:
+            what = "lies in another file" if part.data_location == TensorProto.EXTERNAL else "holds strings"
+            raise UnsupportedModel(f"{file}: sparse tensor '{name}' {what}", "store it as a dense tensor")
+        _check_tensor(part, file, set())
     itemsize = max(1, ir.DataType(sparse.values.data_type).bitwidth // 8)
     if math.prod(sparse.dims) * itemsize > MAX_DENSE_BYTES:
         raise UnsupportedModel(

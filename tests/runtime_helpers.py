@@ -189,7 +189,8 @@ def _run_in_child(item: Job) -> Outcome:
     outputs = []
     for feeds in item.feeds:
         if item.fit:
-            kinds = {entry.name: entry.type for entry in session.get_inputs()}
+            inputs = (*session.get_inputs(), *session.get_overridable_initializers())
+            kinds = {entry.name: entry.type for entry in inputs}
             feeds = {name: _fit(value, kinds[name]) for name, value in feeds.items()}
         try:
             outputs.append(dict(zip(names, session.run(names, feeds), strict=True)))

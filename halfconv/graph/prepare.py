@@ -13,9 +13,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.errors import InputError, UnsupportedModel
-from halfconv.graph.fuse import CancelRootPass, FuseLayerNormPass, PoolMeanPass
+from halfconv.graph.fuse import CancelRootPass, PoolMeanPass
 from halfconv.graph.lift import LiftClipPass
 from halfconv.graph.names import subgraphs, values_of
+from halfconv.graph.norms import FuseLayerNormPass, FuseRmsNormPass
 from halfconv.graph.schema import signature
 from halfconv.graph.typegroups import is_weight
 from halfconv.graph.validate import check_functions, check_nodes
@@ -106,6 +107,11 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
         fused(model)
         if fused.count:
             done.fusions["LayerNormalization"] = fused.count
+            sweep(model)
+        root_mean_square = FuseRmsNormPass()
+        root_mean_square(model)
+        if root_mean_square.count:
+            done.fusions["RMSNormalization"] = root_mean_square.count
             sweep(model)
         pooled = PoolMeanPass()
         pooled(model)

@@ -6,6 +6,7 @@ here, once, so that no stage has to expect it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -15,10 +16,17 @@ import onnx_ir as ir
 from halfconv.errors import InputError, UnsupportedModel
 from halfconv.graph.names import subgraphs
 
-__all__ = ["MAX_CALLS", "check_functions", "check_names", "check_nodes"]
+__all__ = ["check_functions", "check_names", "check_nodes"]
 
-#: Calls of model functions that inlining may have to expand.
-MAX_CALLS = 20_000
+#: Nodes and values that inlining a model's functions may make.
+MAX_NODES = 400_000
+#: Names that inlining may have to try until it finds free ones: about 40 seconds.
+MAX_TRIES = 250_000_000
+#: Attributes of which a Constant holds one.
+_CONSTANTS = frozenset(
+    {"sparse_value", "value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings"}
+)  # fmt: skip
+INLINER = "onnx.inliner.inline_local_functions on it"
 ADVICE = "export it again; onnx.checker.check_model names the defect"
 
 
@@ -80,29 +88,46 @@ def _all_graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 def check_functions(model: ir.Model, label: str) -> None:
     """Refuse functions that call themselves, or whose expansion explodes.
 
+    Inlining gives every copy of a name a number of its own and looks for a free one from 2 on, so what it costs grows with the
+    square of the number of copies.
+
     Raises:
         UnsupportedModel: Inlining would not end, or not in reasonable time.
     """
-    sizes: dict[ir.OperatorIdentifier, int] = {}
+    sizes: dict[ir.OperatorIdentifier, Counter[tuple[str, str]]] = {}
     active: set[ir.OperatorIdentifier] = set()
 
-    def calls(nodes: Iterator[ir.Node]) -> int:
-        return sum(1 + size(node.op_identifier()) for node in nodes if node.op_identifier() in model.functions)
+    def copies(nodes: Iterator[ir.Node]) -> Counter[tuple[str, str]]:
+        """Count the names, of nodes and of values, that expanding the calls among some nodes makes."""
+        found: Counter[tuple[str, str]] = Counter()
+        for node in nodes:
+            if node.op_identifier() in model.functions:
+                found.update(names_in(node.op_identifier()))
+                if found.total() > MAX_NODES:
+                    break
+        return found
 
-    def size(identifier: ir.OperatorIdentifier) -> int:
+    def names_in(identifier: ir.OperatorIdentifier) -> Counter[tuple[str, str]]:
         if identifier in active:
             raise UnsupportedModel(f"{label}: function {identifier[1]} calls itself", "export it again")
         if identifier not in sizes:
             active.add(identifier)
-            sizes[identifier] = calls(ir.traversal.RecursiveGraphIterator(model.functions[identifier].graph))
+            body = list(ir.traversal.RecursiveGraphIterator(model.functions[identifier].graph))
+            own = Counter(("value", output.name or "") for node in body for output in node.outputs)
+            own.update(("node", node.name or "") for node in body)
+            sizes[identifier] = own + copies(iter(body))
             active.discard(identifier)
         return sizes[identifier]
 
-    total = calls(ir.traversal.RecursiveGraphIterator(model.graph))
-    if total > MAX_CALLS:
+    try:
+        total = copies(ir.traversal.RecursiveGraphIterator(model.graph))
+    except RecursionError:
+        raise UnsupportedModel(f"{label}: its functions call each other too deep", INLINER) from None
+    tries = sum(count * count // 2 for count in total.values())
+    if total.total() > MAX_NODES or tries > MAX_TRIES:
         raise UnsupportedModel(
-            f"{label}: its functions expand to {total:,} calls, more than {MAX_CALLS:,}",
-            "onnx.inliner.inline_local_functions on it",
+            f"{label}: its functions expand to {total.total():,} nodes and values or more, too many to inline",
+            INLINER,
         )
 
 
@@ -121,8 +146,9 @@ def check_nodes(model: ir.Model, label: str) -> None:
         schema = _schema(node.domain, node.op_type, version) if version is not None else None
         if schema is not None:
             _check_node(node, schema, where)
-        if not node.domain:
-            _check_bodies(node, where, version or 1)
+        if node.op_type == "Constant" and not node.domain and not _CONSTANTS & node.attributes.keys():
+            raise InputError(f"{where} holds no value", ADVICE)
+        _check_bodies(node, where, version or 1)
 
 
 def _check_node(node: ir.Node, schema: onnx.defs.OpSchema, where: str) -> None:
@@ -149,6 +175,8 @@ def _check_bodies(node: ir.Node, where: str, version: int) -> None:
         for value in body.outputs:
             if not (value.graph is body and (value.producer() is not None or value.is_graph_input() or value.is_initializer())):
                 raise InputError(f"{where}: its {attribute} returns '{value.name}', which it does not compute", ADVICE)
+        if node.domain:
+            continue  # what it takes and returns is its own business
         takes, gives = len(body.inputs), len(body.outputs)
         if node.op_type == "If":
             fits = gives == len(node.outputs) and takes == 0

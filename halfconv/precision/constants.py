@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from halfconv.graph.names import Names
-from halfconv.graph.typegroups import TypeGroups, is_float, is_weight
-from halfconv.precision.flow import SELECTION_OPS, op, scalar
+from halfconv.graph.typegroups import TypeGroups, is_float
+from halfconv.precision.flow import SELECTION_OPS, op, readers, scalar
 from halfconv.precision.formats import HalfFormat, format_of
 from halfconv.precision.masks import SAFE_SINKS, sinks
 from halfconv.precision.match import Match
@@ -42,7 +42,7 @@ class WeightStats:
 
 
 def weight_stats(names: Names, groups: TypeGroups, to: ir.DataType) -> dict[ir.Value, WeightStats]:
-    """Measure every FP32 weight that something reads, on two threads.
+    """Measure every FP32 weight that something reads, and every default of an input that callers may override, on two threads.
 
     Args:
         names: Ids of the model's values.
@@ -55,11 +55,11 @@ def weight_stats(names: Names, groups: TypeGroups, to: ir.DataType) -> dict[ir.V
     read: dict[ir.Value, ir.TensorProtocol] = {}
     for node, index in groups.read:
         value = node.inputs[index]
-        if value is not None and is_weight(value) and value.const_value is not None:
+        if value is not None and value.is_initializer() and value.const_value is not None:
             read[value] = value.const_value
     for graph, index in groups.returned:
         value = graph.outputs[index]
-        if is_weight(value) and value.const_value is not None:
+        if value.is_initializer() and value.const_value is not None:
             read[value] = value.const_value
     for node in names.node:
         if op(node) in ("ConstantOfShape", "Constant") and "value" in node.attributes and is_float(node.outputs[0]):
@@ -79,7 +79,7 @@ def constant_ranges(names: Names, groups: TypeGroups, weights: dict[ir.Value, We
     limit, half = half_format.max, half_format.half
     for node, index in groups.read:
         value = node.inputs[index]
-        if value is None or value not in weights or not is_weight(value):
+        if value is None or value not in weights or not value.is_initializer():
             continue
         known = weights[value]
         if known.stats.saturated:
@@ -115,7 +115,10 @@ def _out_of_range(node: ir.Node, index: int, known: WeightStats, limit: float) -
         yield from _selected(node, known, limit)
         return
     figure = {"absmax": known.stats.absmax}
-    yield Match((node,), node, f"the weight '{known.id}' reaches {known.stats.absmax:.6g} (> {limit:g})", figure)
+    # What is made of constants alone (Neg of one, say) is as large.
+    constant = all(value is None or value.is_initializer() for value in node.inputs)
+    kept = (node, *readers(node)) if constant else (node,)
+    yield Match(kept, node, f"the weight '{known.id}' reaches {known.stats.absmax:.6g} (> {limit:g})", figure)
 
 
 def _selected(node: ir.Node, known: WeightStats, limit: float) -> Iterator[Match]:

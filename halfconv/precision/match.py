@@ -19,9 +19,11 @@ class Match:
         culprit: The node that caused it.
         why: The reason, in words.
         figures: Numbers that the reason rests on.
+        inputs: Model inputs whose numbers it is about; where all of these are half, there is nothing to keep.
     """
 
     nodes: tuple[ir.Node, ...]
     culprit: ir.Node
     why: str
     figures: Mapping[str, float] = field(default_factory=dict)
+    inputs: frozenset[str] = frozenset()

@@ -21,6 +21,7 @@ from halfconv.precision.masks import mask_sums
 from halfconv.precision.match import Match
 from halfconv.precision.near_one import cancelling_sums
 from halfconv.precision.positions import shape_arithmetic
+from halfconv.precision.unscaled import unscaled
 
 __all__ = ["PATTERNS", "Pattern"]
 
@@ -355,7 +356,7 @@ def _quantised(nodes: Sequence[ir.Node], to: HalfFormat) -> Iterator[Match]:
     """What runs between DequantizeLinear and QuantizeLinear: a runtime fuses it into integer kernels, in FP32 only."""
     carried = LINEAR | BOUNDS | EXACT_OPS
     for node in nodes:
-        if op(node) == "QuantizeLinear":
+        if _is_quantiser(node, "QuantizeLinear"):
             path = backward(inputs_of(node), lambda n: op(n) in carried or _is_dequantised(n), _is_dequantised, 16)
             if any(_is_dequantised(n) for n in path):
                 yield Match((node, *path), node, "it becomes an integer kernel, which runtimes fuse in FP32 only")
@@ -367,9 +368,15 @@ def _is_dequantised(node: ir.Node) -> bool:
     """Tell whether a node reads activations (no weights) that were quantised."""
     makers = [value.producer() for value in inputs_of(node)]
     return any(
-        op(maker) == "DequantizeLinear" and maker is not None and maker.inputs[0] is not None and not is_weight(maker.inputs[0])
+        maker is not None and _is_quantiser(maker, "DequantizeLinear") and maker.inputs[0] is not None
+        and not is_weight(maker.inputs[0])
         for maker in makers
-    )
+    )  # fmt: skip
+
+
+def _is_quantiser(node: ir.Node, kind: str) -> bool:
+    """Tell whether a node quantises, or the reverse; ONNX Runtime's own operators of these names take 16 and 4 bits."""
+    return node.op_type == kind and node.domain in ("", "com.microsoft")
 
 
 PATTERNS: tuple[Pattern, ...] = (
@@ -383,6 +390,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("scale-up", "a large factor lifts ordinary numbers beyond 65,504", True, _scale_ups, (FP16,)),
     Pattern("quantised", "integer kernels are fused from FP32 operators between QDQ pairs", True, _quantised),
     Pattern("shape-arithmetic", "positions, sizes and indices are exact only to 2,048 (BF16: 256)", True, shape_arithmetic),
+    Pattern("unscaled", "inputs, large integers and doubles may pass 65,504 until something scales them", True, unscaled, (FP16,)),
     Pattern("mask-sum", "scores plus a large negative mask lose their bits, or overflow", True, mask_sums),
     Pattern("softmax-attention", "attention scores lose their low bits when they are large", False, _softmax_attention),
 )

@@ -86,6 +86,8 @@ def assign(
     verdicts = fixed_verdicts(model, groups, half_inputs, half_outputs)
     overruled: dict[str, None] = {}
     for decision in decided:
+        if decision.inputs and decision.inputs <= half_inputs:
+            continue
         culprit = names.node[decision.culprit]
         verdict = Verdict(
             decision.half, decision.strength, decision.reason, decision.rule, culprit, decision.culprit.op_type,

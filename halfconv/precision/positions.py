@@ -15,6 +15,7 @@ from halfconv.precision.cost import EXACT_OPS
 from halfconv.precision.flow import backward, inputs_of, op
 from halfconv.precision.formats import HalfFormat
 from halfconv.precision.match import Match
+from halfconv.precision.unscaled import WIDE
 
 __all__ = ["shape_arithmetic"]
 
@@ -35,10 +36,6 @@ COORDINATES: dict[str, tuple[int, ...]] = {
 }
 NORMS = frozenset(
     {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"}
-)  # fmt: skip
-#: Types whose numbers may lie beyond half's range.
-WIDE = frozenset(
-    {ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64, ir.DataType.DOUBLE}
 )  # fmt: skip
 ANGLES = frozenset({"Cos", "Sin", "Tan"})
 COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})

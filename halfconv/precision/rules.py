@@ -21,6 +21,8 @@ __all__ = ["Decision", "Rules", "Strength", "decisions"]
 
 #: Metadata in which PyTorch's exporter leaves a node's module path.
 SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "namespace")
+#: Domains in which an operator's name means what the block list says of it: ONNX's, and ONNX Runtime's, which quantises.
+LISTED_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
 class Strength(IntEnum):
@@ -48,6 +50,7 @@ class Decision:
         culprit: The node that caused it.
         figures: Numbers that the reason rests on.
         group: The one type group that it is about; None for all that the node has a slot in.
+        inputs: Model inputs whose FP32 numbers it is about; void where all of these become half.
     """
 
     node: ir.Node
@@ -58,6 +61,7 @@ class Decision:
     culprit: ir.Node
     figures: Mapping[str, float] = field(default_factory=dict)
     group: int | None = None
+    inputs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ def decisions(names: Names, rules: Rules, to: HalfFormat = FP16) -> Iterator[Dec
     if rules.block_list != "none":
         why = dict(block_list(rules.block_list, to))
         for node in nodes:
-            if (not node.domain and node.op_type in why) or (node.op_type in why and node.domain == "ai.onnx.ml"):
+            if node.op_type in why and node.domain in LISTED_DOMAINS:
                 reason = f"{node.op_type}: {why[node.op_type]}"
                 yield Decision(node, False, Strength.BLOCK_LIST, reason, f"block-list:{node.op_type}", node)
     if rules.block_list == "default":
@@ -150,7 +154,8 @@ def decisions(names: Names, rules: Rules, to: HalfFormat = FP16) -> Iterator[Dec
             if pattern.default and to in pattern.formats and pattern.name not in rules.block_patterns:
                 for match in pattern.find(nodes, to):
                     for node in match.nodes:
-                        yield Decision(node, False, Strength.BLOCK_LIST, match.why, pattern.name, match.culprit, match.figures)
+                        yield Decision(node, False, Strength.BLOCK_LIST, match.why, pattern.name, match.culprit, match.figures,
+                                       inputs=match.inputs)  # fmt: skip
 
 
 def _user(nodes: Sequence[ir.Node], names: Names, rules: Rules, to: HalfFormat) -> Iterator[Decision]:

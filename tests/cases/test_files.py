@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -862,8 +863,43 @@ def _damaged(change: str) -> onnx.ModelProto:
         branch.attribute[0].g.output[0].name = "q"
     elif change == "too many results":
         branch.attribute[0].g.output.append(branch.attribute[0].g.output[0])
+    elif change == "undefined result of a foreign body":
+        branch.domain = "foreign"
+        branch.attribute[0].g.output[0].name = "nowhere"
+        made.opset_import.append(onnx.helper.make_opsetid("foreign", 1))
     elif change == "untyped input":
         made.graph.input[0].ClearField("type")
+    elif change.startswith("constant"):
+        value = onnx.helper.make_node("Constant", [], ["k"], value_float=1.0)
+        made.graph.node.extend([value, onnx.helper.make_node("Add", ["x", "k"], ["unread"])])
+        value = made.graph.node[-2]
+        if change == "constant without value":
+            del value.attribute[:]
+        elif change == "constant of no name":
+            value.attribute[0].name = ""
+        else:
+            value.attribute[0].CopyFrom(onnx.helper.make_attribute("sparse_value", _sparse(change)))
+    return made
+
+
+def _sparse(change: str) -> onnx.SparseTensorProto:
+    """A sparse tensor with one thing wrong."""
+    values = onnx.numpy_helper.from_array(np.array([1, 2], np.float32), "k")
+    indices = onnx.numpy_helper.from_array(np.array([0, 3]), "i")
+    made = onnx.helper.make_sparse_tensor(values, indices, [2, 3])
+    if change == "constant of no type":
+        made.values.data_type = TensorProto.UNDEFINED
+    elif change == "constant of an unknown type":
+        made.values.data_type = 99
+    elif change == "constant with negative dimensions":
+        made.dims[:] = [-2, -3]
+    elif change == "constant in another file":
+        made.values.data_location = TensorProto.EXTERNAL
+        made.values.external_data.add(key="location", value="model.onnx")
+    elif change == "constant with too few values":
+        made.values.raw_data = b"\0" * 4
+    elif change == "constant with an index outside":
+        made.indices.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 6]), "i"))
     return made
 
 
@@ -877,7 +913,16 @@ def _damaged(change: str) -> onnx.ModelProto:
         "missing attribute",
         "outer result",
         "too many results",
+        "undefined result of a foreign body",
         "untyped input",
+        "constant without value",
+        "constant of no name",
+        "constant of no type",
+        "constant of an unknown type",
+        "constant with negative dimensions",
+        "constant in another file",
+        "constant with too few values",
+        "constant with an index outside",
     ],
 )
 def test_a_damaged_graph_is_refused_in_one_line(change: str, folder: Path) -> None:
@@ -896,16 +941,38 @@ def test_a_name_that_is_no_text_is_refused(folder: Path) -> None:
         halfconv.convert(source)
 
 
-@pytest.mark.parametrize("levels", [40, 16])
-def test_functions_that_explode_are_refused(levels: int, folder: Path) -> None:
+def _bomb(levels: int, leaf: int) -> onnx.ModelProto:
+    """Functions of which each calls the one below twice; the lowest has some nodes."""
+    chain = "".join(f"v{i} = Relu({f'v{i - 1}' if i else 'x'})\n " for i in range(leaf))
     body = "".join(
         f'<domain: "f", opset_import: ["" : 17, "f" : 1]>\nf{i} (x) => (y) {{ a = f.f{i - 1}(x)\n y = f.f{i - 1}(a) }}\n'
         for i in range(1, levels)
     )
-    text = (
+    return onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : 17, "f" : 1]>\nmain (float[2] x) => (float[2] y) {{ y = f.f{levels - 1}(x) }}\n'
-        f'<domain: "f", opset_import: ["" : 17]>\nf0 (x) => (y) {{ y = Relu(x) }}\n{body}'
+        f'<domain: "f", opset_import: ["" : 17]>\nf0 (x) => (y) {{ {chain}y = Relu(v{leaf - 1}) }}\n{body}'
     )
-    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
-    with pytest.raises(halfconv.UnsupportedModel, match="calls"):
+
+
+@pytest.mark.parametrize(("levels", "leaf"), [(40, 1), (200, 1), (16, 1), (14, 1), (12, 50), (10, 2000), (6, 20000)])
+def test_functions_that_explode_are_refused_at_once(levels: int, leaf: int, folder: Path) -> None:
+    onnx.save(_bomb(levels, leaf), folder / "model.onnx")
+    begun = time.monotonic()
+    with pytest.raises(halfconv.UnsupportedModel, match="too many to inline"):
         halfconv.convert(folder / "model.onnx")
+    assert time.monotonic() - begun < 20
+
+
+def test_functions_that_call_each_other_deep_down_are_refused(folder: Path) -> None:
+    model = _bomb(3000, 1)
+    for function in model.functions[1:]:
+        del function.node[1:]
+        function.node[0].output[0] = "y"
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(halfconv.UnsupportedModel, match="too deep"):
+        halfconv.convert(folder / "model.onnx")
+
+
+def test_many_calls_of_a_function_are_no_explosion(folder: Path) -> None:
+    onnx.save(_bomb(10, 4), folder / "model.onnx")
+    assert convert(folder / "model.onnx", folder).result.nodes == 512 * 5

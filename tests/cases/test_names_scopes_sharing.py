@@ -645,6 +645,53 @@ def test_initializers_listed_as_inputs_can_still_be_overridden(folder: Path) -> 
     close(got.outputs, want.outputs, 5e-3)
 
 
+_OVERRIDABLE = {
+    "product": "(float[2,4] x, float[4,4] w) => (float[2,4] y) { a = MatMul(x, v)\n y = MatMul(a, w) }",
+    "two readers": "(float[2,4] x, float[4,4] w) => (float[2,4] y) { a = MatMul(x, w)\n b = MatMul(a, v)\n e = Exp(w)\n"
+    " y = MatMul(b, e) }",
+    "branch": "(float[2,4] x, float[4,4] w, bool c) => (float[2,4] y) { a = MatMul(x, v)\n y = If(c) <then_branch = t ()"
+    " => (float[2,4] o) { o = MatMul(a, w) }, else_branch = e () => (float[2,4] p) { p = Neg(a) }> }",
+    "output": "(float[2,4] x, float[4,4] w) => (float[2,4] y, float[4,4] w) { a = MatMul(x, v)\n y = MatMul(a, w) }",
+}
+
+
+@pytest.mark.parametrize("half_io", [False, True, ["w"], ["x"]])
+@pytest.mark.parametrize("kind", _OVERRIDABLE)
+def test_an_input_with_a_default_keeps_it_and_can_be_overridden(kind: str, half_io: bool | list[str], folder: Path) -> None:
+    model = with_weights(text(_OVERRIDABLE[kind]), {"w": W, "v": normal(4, 4, seed=1, scale=0.5)})
+    converted = convert(model, folder, half_io=half_io)
+    tidy(converted)
+    extra = {"c": np.array(True)} if kind == "branch" else {}
+    feeds = [{"x": X, **extra}, {"x": X, "w": -W, **extra}]
+    want, got = run(converted.source, feeds), run(converted.path, feeds, fit=True)
+    assert want.loads and got.loads, (want.failure, got.failure)
+    close(got.outputs, want.outputs, 5e-3)
+
+
+@pytest.mark.parametrize(
+    ("body", "half_io"),
+    [
+        ("y = Add(a, k)", False),
+        ("y = Div(a, k)", False),
+        ("y = Div(a, k)", ["y"]),
+        ("b = Neg(k)\n y = Div(a, b)", False),
+        ("m = Max(a, k)\n y = Div(m, k)", ["y"]),
+    ],
+)
+def test_a_default_that_half_cannot_hold(body: str, half_io: bool | list[str], folder: Path) -> None:
+    graph = f"(float[2,4] x, float[4] k) => (float[2,4] y) {{ a = MatMul(x, w)\n {body} }}"
+    model = with_weights(text(graph), {"w": W, "k": np.array([1e6, 2e5, 7e4, 1e9], np.float32)})
+    converted = convert(model, folder, half_io=half_io)
+    runs(converted, {"x": X}, keep_io=not half_io)
+
+
+def test_a_default_that_becomes_half_is_reported(folder: Path) -> None:
+    model = with_weights(text("(float[2,4] x, float[4] k) => (float[2,4] y) { a = MatMul(x, w)\n y = Max(a, k) }"), {"w": W})
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1e6, 1, 1, 1e-12], np.float32), "k"))
+    (changed,) = convert(model, folder, half_io=True).result.constants
+    assert (changed.name, changed.saturated, changed.flushed) == ("k", 1, 1)
+
+
 def test_every_graph_keeps_its_outputs_names_and_count(folder: Path) -> None:
     converted = convert(with_weights(text(_IF), {"w": W}), folder)
     before = [len(graph.output) for graph in graphs(onnx.load(converted.source).graph)]

@@ -77,13 +77,14 @@ def test_zeros_and_subnormals_are_no_change(folder: Path) -> None:
         ("a = Mul(x, w)\n y = Mul(a, v)", np.array([1e6, 2e5, -7e4, 1e9], np.float32)),
         ("a = Add(x, w)\n y = Sub(a, w)", np.array([1e5, 2e5, 7e4, 1e5], np.float32)),
         ("a = MatMul(x, d)\n y = Mul(a, v)", np.array([1e5, 2e5, 7e4, 1e5], np.float32)),
+        ("a = Neg(w)\n y = Div(x, a)", np.array([1e6, 2e5, -7e4, 1e9], np.float32)),
     ],
 )
 def test_a_weight_that_half_cannot_hold_keeps_its_node_in_fp32(
     body: str, w: np.ndarray, half_io: bool | list[str], folder: Path
 ) -> None:
     weights = {"w": w, "v": (1 / w).astype(np.float32), "d": np.diag(w)}
-    used = {name: array for name, array in weights.items() if f", {name})" in body}
+    used = {name: array for name, array in weights.items() if f", {name})" in body or f"({name})" in body}
     model = with_weights(text(f"(float[2,4] x) => (float[2,4] y) {{ {body} }}"), used)
     converted = convert(model, folder, half_io=half_io)
     runs(converted, {"x": np.abs(X) + 0.1}, keep_io=not half_io, drift=1e-2)
@@ -273,7 +274,7 @@ def test_a_cumulative_sum_beyond_the_largest_half(folder: Path) -> None:
 )
 def test_exponentials_of_large_values(body: str, folder: Path) -> None:
     weights = {"axis": np.array([-1]), "one": np.array(1, np.float32), "k": np.array(4000, np.float32)}
-    used = {name: array for name, array in weights.items() if f", {name})" in body}
+    used = {name: array for name, array in weights.items() if f", {name})" in body or f"({name})" in body}
     model = with_weights(text(f"(float[2,8] x) => (float[2,8] y) {{ {body} }}"), used)
     x = np.stack([np.linspace(-20, 20, 8), np.linspace(0, 14, 8)]).astype(np.float32)
     runs(convert(model, folder), {"x": x}, drift=1e-2)
@@ -313,7 +314,7 @@ def test_attention_with_large_logits(folder: Path) -> None:
 )  # fmt: skip
 def test_every_pattern_can_be_blocked(pattern: str, body: str, blocked: set[str], folder: Path) -> None:
     weights = {"w": normal(4, 4), "axis": np.array([-1]), "eps": np.array(1e-8, np.float32)}
-    used = {name: array for name, array in weights.items() if f", {name})" in body}
+    used = {name: array for name, array in weights.items() if f", {name})" in body or f"({name})" in body}
     model = with_weights(text(f"(float[4,4] x) => (float[4,4] y) {{ {body} }}"), used)
     converted = convert(model, folder, block_list="none", block_patterns=[pattern], fuse=False)
     runs(converted, {"x": normal(4, 4)}, drift=1e-2)
@@ -536,3 +537,34 @@ def test_random_inputs_of_large_range_stay_finite_wherever_fp32_is(folder: Path)
     found = run(converted.path, [{"x": normal(2, 4, scale=3)}])
     want = run(converted.source, [{"x": normal(2, 4, scale=3)}])
     close(found.outputs, want.outputs, 1e-2)
+
+
+# --- convolutions beside what must be exact ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low", [-3.4e38, -np.inf, -1e5])
+def test_padding_for_a_max_pool_keeps_no_convolution_in_fp32(low: float, folder: Path) -> None:
+    weights = {
+        "w": normal(8, 3, 3, 3, scale=0.3), "v": normal(8, 8, 3, 3, scale=0.2), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "low": np.float32(low),
+    }  # fmt: skip
+    body = "a = Conv(x, w)\n p = Pad(a, pads, low)\n m = MaxPool<kernel_shape=[3,3], strides=[2,2]>(p)\n y = Conv(m, v)"
+    converted = convert(with_weights(text(f"(float[1,3,16,16] x) => (float[1,8,5,5] y) {{ {body} }}"), weights), folder)
+    runs(converted, {"x": normal(1, 3, 16, 16)})
+    assert converted.all_half("Conv")
+
+
+def test_attentive_pooling_keeps_no_convolution_in_fp32(folder: Path) -> None:
+    """Weighted mean and deviation over time, as speaker models pool: the deviation is a norm with a tiny bound."""
+    weights = {
+        "w": normal(16, 8, 3, seed=1, scale=0.2), "u": normal(8, 16, 1, seed=2, scale=0.2), "g": normal(32, 10, seed=5),
+        "v": normal(16, 8, 1, seed=3, scale=0.3), "tiny": np.float32(1e-12), "ax": np.array([2]),
+    }  # fmt: skip
+    body = (
+        "a = Conv(x, w)\n b = Relu(a)\n h = Conv(b, u)\n t = Tanh(h)\n l = Conv(t, v)\n p = Softmax<axis=2>(l)\n o = Mul(p, b)\n"
+        " m = ReduceSum<keepdims=1>(o, ax)\n d = Sub(b, m)\n q = Mul(d, d)\n k = Mul(p, q)\n s = ReduceSum<keepdims=1>(k, ax)\n"
+        " c = Clip(s, tiny)\n r = Sqrt(c)\n z = Concat<axis=1>(m, r)\n f = Flatten(z)\n y = Gemm(f, g)"
+    )
+    converted = convert(with_weights(text(f"(float[2,8,40] x) => (float[2,10] y) {{ {body} }}"), weights), folder)
+    runs(converted, {"x": normal(2, 8, 40)})
+    assert converted.all_half("Conv", "Gemm")

@@ -476,6 +476,25 @@ def test_dynamic_quantisation(folder: Path) -> None:
     runs(convert(with_weights(model, weights), folder), {"x": X * 100}, drift=2e-2)
 
 
+@pytest.mark.parametrize(("domain", "kind"), [("", "uint8"), ("com.microsoft", "uint8"), ("com.microsoft", "uint16")])
+def test_quantised_layers_stay_what_integer_kernels_are_made_of(domain: str, kind: str, folder: Path) -> None:
+    """ONNX's own operators, and those that ONNX Runtime's quantiser writes for 16 bits."""
+    prefix = f"{domain}." if domain else ""
+    q, d = f"{prefix}QuantizeLinear", f"{prefix}DequantizeLinear"
+    body = (
+        f"a = {q}(x, s, z)\n b = {d}(a, s, z)\n f = {d}(w, s, wz)\n m = MatMul(b, f)\n r = Relu(m)\n c = {q}(r, t, z)\n"
+        f" e = {d}(c, t, z)\n o = MatMul(e, f)\n p = {q}(o, t, z)\n y = {d}(p, t, z)"
+    )
+    weights = {
+        "s": np.float32(0.05), "t": np.float32(0.4), "z": np.array(100, kind), "wz": np.int8(0),
+        "w": np.arange(-8, 8, dtype=np.int8).reshape(4, 4),
+    }  # fmt: skip
+    model = with_weights(text(f"(float[2,4] x) => (float[2,4] y) {{ {body} }}", extra=', "com.microsoft" : 1'), weights)
+    converted = convert(model, folder)
+    runs(converted, {"x": X}, drift=0)
+    assert converted.none_half("MatMul", "Relu", "QuantizeLinear", "DequantizeLinear")
+
+
 def test_nothing_but_integers_between_quantised_convolutions(folder: Path) -> None:
     model = text(
         "(uint8[1,1,4,4] x) => (float[1,1,2,2] y)"

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 import halfconv
-from halfconv.graph.fuse import FuseLayerNormPass
 from halfconv.graph.names import Names
+from halfconv.graph.norms import FuseLayerNormPass
 from tests.graph import model, ops, prepared
 from tests.runtime_helpers import run
 
@@ -129,6 +129,125 @@ def test_without_fusing_nothing_changes() -> None:
     assert "Sqrt" in ops(prepared(norm(), fuse=False))
 
 
+_RECIPROCAL = ("[div] n = Div(d, r)", "i = Reciprocal(r)\n n = Mul(d, i)")
+_SPREAD = (
+    ("[div] n = Div(d, r)\n [mul] s = Mul(n, g)\n [add] y = Add(s, b)",
+     "i = Reciprocal(r)\n w = Mul(i, g)\n p = Mul(x, w)\n o = Mul(m, w)\n t = Sub(b, o)\n [add] y = Add(p, t)"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (_RECIPROCAL,),
+        (("[div] n = Div(d, r)", "i = Reciprocal(r)\n n = Mul(i, d)"),),
+        (("[div] n = Div(d, r)", "i = Div(one, r)\n n = Mul(d, i)"),),
+        (("[root] r = Sqrt(a)", "[root] r = Pow(a, half)"),),
+        (("[root] r = Sqrt(a)\n [div] n = Div(d, r)", "r = Pow(a, minus)\n n = Mul(d, r)"),),
+        (("[root] r = Sqrt(a)", "[root] r = Pow(a, half)"), _RECIPROCAL),
+        (_RECIPROCAL, TWICE),
+        (_RECIPROCAL, TWO_MEANS),
+        _SPREAD,
+        (*_SPREAD, ("Mul(i, g)", "Mul(g, i)"), ("Mul(x, w)", "Mul(w, x)"), ("Mul(m, w)", "Mul(w, m)"), ("Add(p, t)", "Add(t, p)")),
+    ],
+)
+def test_a_root_applied_in_another_way_is_a_layer_norm(changes: tuple[tuple[str, str], ...]) -> None:
+    graph = norm(*changes, weights=WEIGHTS[:-1] + ", float one = {1}, float half = {0.5}, float minus = {-0.5}>")
+    assert ops(prepared(graph)) == ["LayerNormalization"]
+    same_answer(graph)
+
+
+_NO_BIAS = ("[mul] s = Mul(n, g)\n [add] y = Add(s, b)", "[mul] y = Mul(n, g)")
+_PLAIN = ("[div] n = Div(d, r)\n [mul] s = Mul(n, g)\n [add] y = Add(s, b)", "[div] y = Div(d, r)")
+_PLAIN_PRODUCT = ("[div] n = Div(d, r)\n [mul] s = Mul(n, g)\n [add] y = Add(s, b)", "i = Reciprocal(r)\n y = Mul(d, i)")
+
+
+@pytest.mark.parametrize(
+    "graph,rest",
+    [
+        (norm(_NO_BIAS), []),
+        (norm(_PLAIN), []),
+        (norm(_PLAIN_PRODUCT), []),
+        (norm(("[add] y = Add(s, b)", "[id] y = Identity(s)")), ["Identity"]),
+        (norm(("Add(s, b)", "Sub(s, b)")), ["Sub"]),
+        (norm(weights=WEIGHTS.replace("float[4] g = {1, 2, 3, 4}", "float[3,1] g = {1, 2, 3}")), ["Mul", "Add"]),
+        (norm(weights=WEIGHTS.replace("float[4] g = {1, 2, 3, 4}", "float g = {2}")), ["Mul", "Add"]),
+        (norm(("[add]", "z = Relu(n)\n [add]"), outputs="float[2,3,4] y, float[2,3,4] z"), ["Mul", "Relu", "Add"]),
+        (norm(outputs="float[2,3,4] y, float[2,3,4] n"), ["Mul", "Add"]),
+        (norm(outputs="float[2,3,4] y, float[2,3,4] s"), ["Add"]),
+    ],
+    ids=["no beta", "neither", "neither, product", "identity", "subtracted", "other axis", "scalar", "read", "output", "scaled"],
+)
+def test_a_norm_without_all_of_gamma_and_beta(graph: str, rest: list[str]) -> None:
+    assert ops(prepared(graph)) == ["LayerNormalization", *rest]
+    same_answer(graph)
+
+
+def test_norms_without_gamma_share_one() -> None:
+    second = (
+        "c = Tanh(y)\n m2 = ReduceMean <axes = [-1]> (c)\n d2 = Sub(c, m2)\n q2 = Pow(d2, two)\n"
+        " v2 = ReduceMean <axes = [-1]> (q2)\n a2 = Add(v2, e)\n r2 = Sqrt(a2)\n z = Div(d2, r2)"
+    )
+    graph = norm(_PLAIN, outputs="float[2,3,4] z")[:-1] + f" {second} }}"
+    made = prepared(graph)
+    assert ops(made) == ["LayerNormalization", "Tanh", "LayerNormalization"]
+    assert [value.shape for value in made.graph.initializers.values()] == [(4,)]
+
+
+# --- RMSNorm --------------------------------------------------------------------------------------------------------
+
+RMS = (
+    "q = Pow(x, two)\n v = ReduceMean(q, last)\n a = Add(v, e)\n r = Sqrt(a)\n i = Reciprocal(r)\n n = Mul(x, i)\n y = Mul(g, n)"
+)
+RMS_WEIGHTS = WEIGHTS[:-1] + ", float one = {1}, float minus = {-0.5}, int64[1] last = {-1}>"
+APPLIED = "r = Sqrt(a)\n i = Reciprocal(r)\n n = Mul(x, i)"
+
+
+def rms(*changes: tuple[str, str], outputs: str = "float[2,3,4] y") -> str:
+    """Return the text of an RMSNorm with some parts exchanged."""
+    body = RMS
+    for old, new in changes:
+        assert old in body, old
+        body = body.replace(old, new)
+    return f"(float[2,3,4] x) => ({outputs}) {RMS_WEIGHTS} {{ {body} }}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        (("Pow(x, two)", "Mul(x, x)"), ("Mul(g, n)", "Mul(n, g)"), ("Add(v, e)", "Add(e, v)")),
+        ((APPLIED, "r = Sqrt(a)\n n = Div(x, r)"),),
+        ((APPLIED, "r = Sqrt(a)\n i = Div(one, r)\n n = Mul(i, x)"),),
+        ((APPLIED, "i = Pow(a, minus)\n n = Mul(x, i)"),),
+        (("n = Mul(x, i)\n y = Mul(g, n)", "y = Mul(x, i)"),),
+    ],
+)
+def test_an_rms_norm_of_opset_23_becomes_one_operator(changes: tuple[tuple[str, str], ...]) -> None:
+    graph = rms(*changes)
+    assert ops(prepared(graph, opset=23)) == ["RMSNormalization"]
+    same_answer(graph, opset=23)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        rms(("Pow(x, two)", "Mul(x, g)")),
+        rms(("Mul(x, i)", "Mul(q, i)")),
+        rms(("Reciprocal(r)", "Neg(r)")),
+        rms(outputs="float[2,3,4] y, float[2,3,1] v"),
+        rms(outputs="float[2,3,4] y, float[2,3,1] i"),
+    ],
+)
+def test_what_is_no_rms_norm(graph: str) -> None:
+    assert "RMSNormalization" not in ops(prepared(graph, opset=23))
+
+
+def test_an_older_opset_has_no_operator_for_it() -> None:
+    made = prepared(rms(), opset=22)
+    assert made.opset_imports[""] == 22 and "Sqrt" in ops(made)
+
+
 # --- near misses ----------------------------------------------------------------------------------------------------
 
 
@@ -150,14 +269,16 @@ def test_without_fusing_nothing_changes() -> None:
         ("the other way round", norm(("Div(d, r)", "Div(r, d)"))),
         ("mean minus x", norm(("Sub(x, m)", "Sub(m, x)"))),
         ("an input that is not centred", norm(("Pow(d, two)", "Pow(x, two)"))),
-        ("a scale of another axis", norm(weights=WEIGHTS.replace("float[4] g = {1, 2, 3, 4}", "float[3,1] g = {1, 2, 3}"))),
-        ("a scalar scale", norm(weights=WEIGHTS.replace("float[4] g = {1, 2, 3, 4}", "float g = {2}"))),
-        ("no bias", norm(("[add] y = Add(s, b)", "[id] y = Identity(s)"))),
-        ("a bias that is subtracted", norm(("Add(s, b)", "Sub(s, b)"))),
+        ("neither gamma nor a known size", norm(_PLAIN, inputs="float[2,3,k] x", outputs="float[2,3,k] y")),
+        ("an inverse that is divided by", norm(("Div(d, r)", "Div(d, i)"), ("[div]", "i = Reciprocal(r)\n [div]"))),
+        ("a root that is multiplied", norm(("Div(d, r)", "Mul(d, r)"))),
+        ("the mean of another input is spread", norm(*_SPREAD, ("Mul(m, w)", "Mul(z, w)"),
+                                                     inputs="float[2,3,4] x, float[2,3,1] z")),
+        ("another input is spread", norm(*_SPREAD, ("Mul(x, w)", "Mul(z, w)"), inputs="float[2,3,4] x, float[2,3,4] z")),
+        ("the spread mean is subtracted from", norm(*_SPREAD, ("Sub(b, o)", "Sub(o, b)"))),
+        ("the spread weight is read", norm(*_SPREAD, outputs="float[2,3,4] y, float[2,3,4] w")),
         ("somebody reads the variance", norm(outputs="float[2,3,4] y, float[2,3,1] v")),
         ("somebody reads x - mean", norm(("[div]", "z = Relu(d)\n [div]"), outputs="float[2,3,4] y, float[2,3,4] z")),
-        ("somebody reads the normalised value", norm(("[add]", "z = Relu(n)\n [add]"), outputs="float[2,3,4] y, float[2,3,4] z")),
-        ("somebody reads the scaled value", norm(outputs="float[2,3,4] y, float[2,3,4] s")),
         ("somebody reads the mean", norm(outputs="float[2,3,4] y, float[2,3,1] m")),
     ],
     ids=lambda value: value if len(value) < 60 else "",
