@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 import onnx_ir as ir
 
 from halfconv.graph.names import Names
-from halfconv.graph.typegroups import TypeGroups, is_weight
+from halfconv.graph.typegroups import TypeGroups, is_float, is_weight
 from halfconv.precision.cost import EXACT_OPS
-from halfconv.precision.flow import op, scalar
+from halfconv.precision.flow import SELECTION_OPS, op, scalar
 from halfconv.precision.ranges import ValueRange
 from halfconv.precision.rules import Decision, Strength
 from halfconv.precision.weights import HALF_MAX, HALF_TINY
@@ -53,6 +53,8 @@ def range_decisions(names: Names, groups: TypeGroups, ranges: Mapping[str, Value
         if known is None or node is None:
             continue
         if known.absmax * HEADROOM > limit:
+            if _is_sentinel(value, lambda v, room: _fits(v, names, ranges, limit, room)):
+                continue
             if _saturates(value, lambda v: v in groups.produced and _fits(v, names, ranges, limit)):
                 continue
             name = names.value[value]
@@ -74,9 +76,27 @@ def range_decisions(names: Names, groups: TypeGroups, ranges: Mapping[str, Value
                     yield Decision(other, False, Strength.MEASURED, why, "underflow", pole, figures)
 
 
-def _fits(value: ir.Value, names: Names, ranges: Mapping[str, ValueRange], limit: float) -> bool:
-    known = ranges.get(names.value[value])
-    return known is not None and known.absmax * HEADROOM <= limit
+def _fits(value: ir.Value, names: Names, ranges: Mapping[str, ValueRange], limit: float, room: float = HEADROOM) -> bool:
+    known = ranges.get(names.value.get(value, ""))
+    return known is not None and known.absmax * room <= limit
+
+
+def _is_sentinel(value: ir.Value, fits: Callable[[ir.Value, float], bool]) -> bool:
+    """Tell whether a value is beyond half's range only because a constant is, which saturates there: a mask's −3.4e38.
+
+    Args:
+        value: The value.
+        fits: Tells whether another one, so many times as large, is within half's range.
+    """
+    node = value.producer()
+    if node is None:
+        return False
+    given = [v for v in node.inputs if v is not None and is_float(v)]
+    computed, weights = [v for v in given if not is_weight(v)], [v for v in given if is_weight(v)]
+    if op(node) in SELECTION_OPS:
+        return bool(weights or not given) and all(fits(v, HEADROOM) for v in computed)
+    # A mask of ones and zeros times the constant, which is then ±65,504 at most.
+    return op(node) == "Mul" and len(weights) == 1 and all(fits(v, HALF_MAX[ir.DataType.FLOAT16]) for v in computed)
 
 
 def _saturates(value: ir.Value, fits: Callable[[ir.Value], bool], reach: int = REACH) -> bool:

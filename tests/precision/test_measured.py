@@ -72,6 +72,31 @@ def test_what_the_gates_of_an_lstm_saturate_may_overflow(tmp_path: Path) -> None
     assert set(rules(found).values()) <= {"io", "min-cut"}
 
 
+SENTINELS = {
+    "selected": """(float[n, 8] x, bool[n, 8] keep) => (float[n, 8] y) <float low = {-340000000000000000000000000000000000000}> {
+        t = Tanh(x) m = Where(keep, t, low) y = Softmax(m) }""",
+    "added": """(float[n, 8] x, bool[n, 8] keep) => (float[n, 8] y)
+        <float low = {-340000000000000000000000000000000000000}, float one = {1}> {
+        t = Tanh(x) f = Cast <to = 1> (keep) g = Sub(one, f) m = Mul(g, low) s = Softmax(m) y = Mul(s, t) }""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", SENTINELS)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_masks_sentinel_saturates_and_does_not_overflow(key: str, given: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, keep = rng.normal(0, 1, (4, 8)).astype(np.float32), rng.random((4, 8)) < 0.5
+    keep[0] = False
+    if given:
+        found = converted(tmp_path, SENTINELS[key], {"x": x, "keep": keep}, half_io=True)
+    else:
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\nmain {SENTINELS[key]}')
+        onnx.save(model, tmp_path / "m.onnx")
+        found = halfconv.convert(tmp_path / "m.onnx", half_io=True)
+    assert found.drift is not None and found.drift.passed
+    assert "overflow" not in rules(found).values()
+
+
 @pytest.mark.parametrize("tail", ["y = Sqrt(q)", "r = Neg(q) s = Tanh(r) y = Mul(q, s)", "y = Identity(q)"])
 def test_what_nothing_saturates_may_not(tmp_path: Path, tail: str) -> None:
     text = f"(float[4] x) => (float[4] y) {{ a = Relu(x) q = Mul(a, a) {tail} }}"
