@@ -74,7 +74,7 @@ def show(rows: Sequence[Row], columns: Columns, notes: Sequence[str] = ()) -> No
     errors = [
         f"{row['case']}, {row['who']}: {key}: {str(row[key])[:160]}" for row in rows for key in row if key.endswith("error")
     ]
-    console = Console(width=max(160, Console().width))
+    console = Console(width=max(200, Console().width))
     for note in (*notes, *errors):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
