@@ -139,7 +139,10 @@ def drift(case: models.Case, output: Path, samples: Path, folder: Path, timeout:
 
 def highest_level(output: Path, folder: Path, timeout: float) -> str | None:
     """Find the highest optimisation level at which a model loads, each tried in a process of its own."""
-    return measured([sys.executable, "-c", HIGHEST, str(output)], folder, timeout)[1].strip() or None
+    try:
+        return measured([sys.executable, "-c", HIGHEST, str(output)], folder, timeout)[1].strip() or None
+    except Failed:
+        return None
 
 
 def verdict(report: Mapping[str, object]) -> Row:
@@ -227,7 +230,7 @@ def losses(rows: Sequence[Row], ours: str = "halfconv") -> list[str]:
         ours: The tool that is compared with the others.
 
     Returns:
-        One sentence per other tool and figure: more FP32 nodes, casts, passes or seconds than it.
+        One sentence per other tool and figure: more FP32 nodes, casts, passes, seconds or bytes than it.
     """
     held = {row["case"]: row for row in rows if row["who"] == ours and row.get("meets")}
     found = []
@@ -236,8 +239,8 @@ def losses(rows: Sequence[Row], ours: str = "halfconv") -> list[str]:
         if mine is None or row["who"] == ours or not row.get("meets"):
             continue
         found += [
-            f"{row['case']}: {ours} {mine[key]:g} {key}, {row['who']} {row[key]:g}"
-            for key in ("fp32_nodes", "casts", "passes", "seconds")
+            f"{row['case']}: {ours} {mine[key]:,} {key}, {row['who']} {row[key]:,}"
+            for key in ("fp32_nodes", "casts", "passes", "seconds", "bytes_out")
             if None not in (mine[key], row[key]) and mine[key] > row[key]
         ]
     return found

@@ -44,10 +44,11 @@ def drift(reference: np.ndarray, found: np.ndarray) -> float:
     """The rel_l2 of one output as halfconv defines it; infinite if there is a new NaN or infinity."""
     wanted, got = (np.asarray(array, np.float64) for array in (reference, found))
     finite = np.isfinite(wanted)
-    if not np.isfinite(got[finite]).all():
+    wanted, got = wanted[finite], got[finite]
+    if not np.isfinite(got).all():
         return float("inf")
-    error, energy = (((got - wanted)[finite]) ** 2).sum(), (wanted[finite] ** 2).sum()
-    return float(np.sqrt(error / energy)) if energy else float(np.abs(got - wanted)[finite].max(initial=0))
+    energy = (wanted**2).sum()
+    return float(np.sqrt(((got - wanted) ** 2).sum() / energy)) if energy else float(np.abs(got).max(initial=0))
 
 
 def load_samples(folder: str) -> list[Feed]:

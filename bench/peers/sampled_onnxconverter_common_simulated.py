@@ -19,7 +19,7 @@ from halfconv import validate
 
 def convert(source: str, output: str, samples: str, tolerance: float) -> dict[str, object]:
     """Convert one model."""
-    plain, latest, drifts = float16.convert_float_to_float16, [onnx.ModelProto()], []
+    plain, latest, answers = float16.convert_float_to_float16, [onnx.ModelProto()], []
 
     def remembered(*args: object, **more: object) -> onnx.ModelProto:
         latest[0] = plain(*args, **more)
@@ -31,7 +31,7 @@ def convert(source: str, output: str, samples: str, tolerance: float) -> dict[st
         with tempfile.TemporaryDirectory() as folder:
             onnx.save(latest[0], Path(folder, "candidate.onnx"))
             report = validate(source, Path(folder, "candidate.onnx"), samples=samples, tolerance={"rel_l2": tolerance})
-        drifts.append(report.passed)
+        answers.append(report.passed)
         return report.passed
 
     float16.convert_float_to_float16 = remembered
@@ -40,7 +40,7 @@ def convert(source: str, output: str, samples: str, tolerance: float) -> dict[st
     feed, _ = feed_of(model, files[:1])
     search = auto_mixed_precision.auto_convert_mixed_precision
     onnx.save(search(model, feed, validate_fn=accepted, keep_io_types=True), output)
-    return {"feeds": len(files), "samples_used": len(files), "candidates": len(drifts)}
+    return {"feeds": len(files), "samples_used": len(files), "candidates": len(answers)}
 
 
 if __name__ == "__main__":
