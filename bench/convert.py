@@ -30,61 +30,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as a script, only bench/ is there
 
-from bench import models  # noqa: E402
-from bench.machine import Usage, machine, measure  # noqa: E402
-from bench.peers import environments  # noqa: E402
+from bench import models, record  # noqa: E402
+from bench.machine import machine  # noqa: E402
 from bench.peers.environments import HALFCONV, TOOLS, Tool  # noqa: E402
+from bench.tools import TEMPORARY, Failed, Row, interpreters, judge, measured, model_bytes  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "convert_cpu.json"
-RAISED = r"[\w.]*(Error|Exception|Fail\w*|InvalidArgument|InvalidGraph|NotImplemented)\b"
-TEMPORARY = "halfconv-bench-"
-Row = dict[str, object]
-
-
-class Failed(Exception):
-    """A tool did not convert; the message says why in one line."""
-
-
-def reason(usage: Usage, stderr: str) -> str:
-    """Say in one line why a command failed: its exception if it printed one, else its last words.
-
-    Args:
-        usage: How it ended.
-        stderr: What it wrote to standard error.
-
-    Returns:
-        At most 240 characters.
-    """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    raised = [line for line in lines if re.match(RAISED, line)]
-    said = (raised or lines or [""])[-1]
-    if usage.timed_out or usage.returncode < 0 or not said:
-        return str(usage.failure)
-    return re.sub(rf"\S*/{TEMPORARY}\w+/", "", said).replace(str(Path.home()), "~")[:240]
-
-
-def _measured(who: str, command: Sequence[str], folder: Path, timeout: float) -> tuple[Usage, str]:
-    """Measure a command that must succeed; return its standard output too."""
-    out, err = folder / "stdout.txt", folder / "stderr.txt"
-    env = {"PYTHONPATH": str(ROOT)} if who == HALFCONV else {}
-    usage = measure(command, stdout=out, stderr=err, timeout=timeout, cwd=ROOT, env=env)
-    if usage.failure:
-        raise Failed(reason(usage, err.read_text(errors="replace")))
-    return usage, out.read_text(errors="replace")
 
 
 def convert_once(tool: Tool, python: str, source: Path, folder: Path, timeout: float) -> Row:
@@ -105,14 +68,14 @@ def convert_once(tool: Tool, python: str, source: Path, folder: Path, timeout: f
     """
     output, report = folder / "result" / "model.onnx", folder / "report.json"
     output.parent.mkdir()
-    usage, _ = _measured(tool.who, tool.call(python, source, output, report), folder, timeout)
+    usage, _ = measured(tool.call(python, source, output, report), folder, timeout)
     call = json.loads(report.read_text(encoding="utf-8"))["call_seconds"]
     row: Row = {}
     if tool.who == HALFCONV:
         for path in output.parent.iterdir():
             path.unlink()
         command = [python, "-m", "halfconv", "convert", str(source), "-o", str(output), "--json"]
-        usage, said = _measured(tool.who, command, folder, timeout)
+        usage, said = measured(command, folder, timeout)
         row["stages"] = json.loads(said)["seconds"]
     if not output.is_file():
         raise Failed("it ended well but wrote no model")
@@ -133,37 +96,6 @@ def summarise(runs: Sequence[Row]) -> Row:
     if stages:
         row["stages"] = {name: round(statistics.median(run[name] for run in stages), 3) for name in stages[0]}
     return row
-
-
-def judge(case: models.Case, output: Path, timeout: float) -> Row:
-    """Judge a converted model in a process of its own, which may crash.
-
-    Args:
-        case: The model that was converted, and its sample.
-        output: The converted model.
-        timeout: Seconds after which the process is killed.
-
-    Returns:
-        What ``judge.py`` found; ``loads`` or ``runs`` is False if the process died there.
-    """
-    out, err = output.parent.parent / "judge.txt", output.parent.parent / "judge.err"
-    command = [sys.executable, str(ROOT / "bench" / "judge.py"), str(case.model), str(output)]
-    usage = measure([*command, *([str(case.sample)] if case.sample else [])], stdout=out, stderr=err, timeout=timeout)
-    row: Row = {}
-    for line in out.read_text(encoding="utf-8").splitlines():
-        row |= json.loads(re.sub(rf"\S*/{TEMPORARY}\w+/", "", line))
-    for stage in ("checker", "loads", "runs"):
-        if stage not in row:
-            row[stage] = False
-            row[f"{stage}_error"] = reason(usage, err.read_text(errors="replace"))
-            row |= {later: False for later in ("loads", "runs") if later not in row}
-            break
-    return row
-
-
-def model_bytes(model: Path) -> int:
-    """The size of a model that has its folder to itself, external data included, side files left out."""
-    return sum(path.stat().st_size for path in model.parent.iterdir() if path.suffix not in {".json", ".npz", ".npy"})
 
 
 def compare(case: models.Case, pythons: dict[str, str], runs: int, slow: float, timeout: float) -> list[Row]:
@@ -220,13 +152,7 @@ def report(options: argparse.Namespace) -> dict[str, object]:
     Returns:
         The content of the benchmark file.
     """
-    pythons: dict[str, str] = {}
-    broken: dict[str, str] = {}
-    for who in dict.fromkeys(options.who):
-        try:
-            pythons[who] = TOOLS[who].python(options.here)
-        except (OSError, subprocess.CalledProcessError) as error:
-            broken[who] = f"its environment cannot be built: {error}"[:240]
+    pythons, broken = interpreters([TOOLS[who] for who in dict.fromkeys(options.who)], options.here)
     before = machine()
     rows: list[Row] = []
     for key in dict.fromkeys(options.case):
@@ -237,27 +163,11 @@ def report(options: argparse.Namespace) -> dict[str, object]:
             continue
         rows += compare(case, pythons, options.runs, options.slow, options.timeout)
         rows += [{"case": key, "batch": None, "who": who, "error": error} for who, error in broken.items()]
-    return {
-        "schema_version": 1,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": before,
-        "versions": {
-            "judge": environments.versions("judge", sys.executable),
-            **{who: environments.versions(who, python) for who, python in pythons.items()},
-        },
-        "command": options.command,
-        "runs": options.runs,
-        "slow": options.slow,
-        "rows": rows,
-    }
+    return record.content(options.command, before, pythons, rows, runs=options.runs, slow=options.slow)
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print the rows as a table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     columns = {
         "process s": ("seconds", ".2f"),
         "call s": ("call_seconds", ".2f"),
@@ -272,33 +182,13 @@ def show(rows: Sequence[Row]) -> None:
         "loads": ("loads", ""),
         "runs": ("runs", ""),
     }
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("case", no_wrap=True)
-    table.add_column("tool", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right")
     notes = []
-    for index, row in enumerate(rows):
-        values = dict(row)
-        if "bytes_out" in row:
-            values["size"] = row["bytes_out"] / row["bytes_in"]
-        cells = [_cell(values.get(key), form) for key, form in columns.values()]
-        last = index + 1 == len(rows) or rows[index + 1]["case"] != row["case"]
-        table.add_row(str(row["case"]), str(row["who"]), *cells, end_section=last)
-        notes += [f"{row['case']}, {row['who']}: {key}: {row[key][:160]}" for key in row if key.endswith("error")]
+    for row in rows:
         if "stages" in row:
             stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row["stages"].items())
             notes.append(f"{row['case']}, {row['who']}: stages in seconds: {stages}")
-    console = Console(width=max(160, Console().width))
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
-
-
-def _cell(value: object, form: str) -> str:
-    if value is None:
-        return "-"
-    return ("yes" if value else "NO") if isinstance(value, bool) else format(value, form)
+    sized = [row | {"size": row["bytes_out"] / row["bytes_in"]} if "bytes_out" in row else row for row in rows]
+    record.show(sized, columns, notes)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -336,10 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     result = report(options)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        part = options.json.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        part.replace(options.json)
+        record.write(options.json, result)
     show(result["rows"])
     return 0
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from bench import convert, judge, models
+from bench import convert, judge, models, tools
 from bench.machine import measure
 
 RESULT = convert.RESULT
@@ -154,10 +154,10 @@ def test_a_crash_while_judging_is_a_no(tmp_path, monkeypatch):
         "import json, os, signal\nprint(json.dumps(dict(nodes=1, checker=True)), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
-    monkeypatch.setattr(convert, "ROOT", tmp_path)
+    monkeypatch.setattr(tools, "ROOT", tmp_path)
     (tmp_path / "result").mkdir()
     case = models.Case("x", tmp_path / "x.onnx", None)
-    row = convert.judge(case, tmp_path / "result" / "model.onnx", 60)
+    row = tools.judge(case, tmp_path / "result" / "model.onnx", 60)
     assert row == {
         "nodes": 1,
         "checker": True,

@@ -67,9 +67,9 @@ class Tool:
         files = self.requirements()
         return sys.executable if here or not files else str(_build(self.who, files))
 
-    def call(self, python: str, source: Path, output: Path, report: Path) -> list[str]:
+    def call(self, python: str, source: Path, output: Path, report: Path, *more: str) -> list[str]:
         """The command that converts in process and writes its ``call_seconds`` to ``report``."""
-        return [python, str(HERE / self.script), str(source), str(output), str(report)]
+        return [python, str(HERE / self.script), str(source), str(output), str(report), *more]
 
 
 TOOLS = {
@@ -79,6 +79,17 @@ TOOLS = {
         Tool("onnxconverter-common", "run_onnxconverter_common.py"),
         Tool("ort-float16", "run_ort_float16.py"),
         Tool("modelopt", "run_modelopt.py"),
+    )
+}
+
+#: Those that take samples.
+SAMPLED = {
+    tool.who: tool
+    for tool in (
+        Tool(HALFCONV, "sampled_halfconv.py"),
+        Tool("onnxconverter-common", "sampled_onnxconverter_common.py"),
+        Tool("onnxconverter-common+simulation", "sampled_onnxconverter_common_simulated.py"),
+        Tool("modelopt", "sampled_modelopt.py"),
     )
 }
 
