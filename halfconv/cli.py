@@ -15,6 +15,7 @@ from halfconv import __version__
 from halfconv.config import find_options
 from halfconv.errors import HalfconvError
 from halfconv.plan_commands import diff, explain, plan_option
+from halfconv.terminal import Size
 from halfconv.terminal import console as _console
 from halfconv.terminal import json_option as _json_option
 from halfconv.terminal import print_json as _print_json
@@ -185,8 +186,10 @@ def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Store weights beside the model; 'auto' does so beyond 2 GB.",
+    help="Store weights beside the model; 'auto' does so where MODEL does, and beyond 2 GB.",
 )
+@click.option("--shard-size", type=Size(), metavar="SIZE",
+              help="Cut the weights beside the model into files of up to this size, as in 4GB.")
 @plan_option("Replay a saved plan, on the same model or on one of the same structure.")
 @click.option("--save-plan", type=click.Path(path_type=Path), help="Write the precision plan as JSON.")
 @_data_options
@@ -201,6 +204,7 @@ def convert(
     keep_io: tuple[str, ...],
     check: bool,
     external_data: str,
+    shard_size: int | None,
     plan: Path | None,
     save_plan: Path | None,
     samples: str | None,
@@ -228,7 +232,8 @@ def convert(
         raise click.UsageError("--half-io and --keep-io contradict each other; try: one of them, or name the exceptions")
     with _progress(as_json, f"converting {model.name}") as on_progress:
         result = run(
-            model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, save_plan=save_plan,
+            model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, shard_size=shard_size,
+            save_plan=save_plan,
             half_io=True if "*" in half_names else [name for name in half_names if name != "*"],
             keep_io=[name for name in keep_names if name != "*"],
             block_ops=options["block_op"], block_nodes=options["block_node"], block_scopes=options["block_scope"],

@@ -1,8 +1,9 @@
 """Find the few values that must stay FP32 so that the simulated drift meets the tolerance.
 
-Groups of values are ranked by what they contribute to the drift (`halfconv.precision.attribution`). The shortest prefix of that
-order that passes is found by doubling and bisection; then whatever can go back to half does, in ever smaller parts, until no
-single group can: the result is 1-minimal. Every step is a run of a candidate that could be written as it is.
+Groups of values are ranked by what they contribute to the drift (`halfconv.precision.attribution`). The first few are tried alone.
+If none of them is enough, the shortest prefix of that order that passes is found by doubling and bisection; then whatever can go
+back to half does, in ever smaller parts, until no single group can: the result is 1-minimal. Every step is a run of a candidate that
+could be written as it is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ __all__ = ["Found", "Search", "smallest"]
 
 #: Runs that a search may take in all.
 BUDGET = 30
+#: Groups, from the first, that are tried alone.
+ALONE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,9 @@ def smallest(ranked: Sequence[int], search: Search) -> Found:
         The smallest set found that passes; all groups if none was found in time, or none passes.
     """
     try:
+        # More in FP32 is not always better: errors of two values may cancel. What is ranked high is first tried alone.
+        if alone := next(([group] for group in ranked[:ALONE] if search.passes([group])), None):
+            return Found(tuple(alone), True, True)
         prefix = _prefix(ranked, search)
         if prefix is None:
             return Found(tuple(ranked), False, False)

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from halfconv.progress import Progress
 
-__all__ = ["console", "json_option", "print_json", "progress"]
+__all__ = ["Size", "console", "json_option", "print_json", "progress"]
 
 Command = Callable[..., Any]
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, such as ``500MB`` or ``4GiB``."""
+
+    name = "size"
+    UNITS: ClassVar = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+        unit = self.UNITS.get(found[2].upper()) if found else None
+        size = int(float(found[1]) * unit) if found and unit else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size; try: 500MB or 4GiB", param, ctx)
+        return size
 
 
 def json_option(command: Command) -> Command:
