@@ -2,8 +2,8 @@
 
 Groups of values are ranked by what they contribute to the drift (`halfconv.precision.attribution`). The first few are tried alone.
 If none of them is enough, the shortest prefix of that order that passes is found by doubling and bisection; then whatever can go
-back to half does, in ever smaller parts, until no single group can: the result is 1-minimal. Every step is a run of a candidate that
-could be written as it is.
+back to half does, in ever smaller parts, until no single group can: the result is 1-minimal. Every step is a run of a candidate
+that could be written as it is.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ __all__ = ["Size", "console", "json_option", "print_json", "progress"]
 Command = Callable[..., Any]
 
 
-class Size(click.ParamType[int]):
+class Size(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no type argument
     """A number of bytes, such as ``500MB`` or ``4GiB``."""
 
     name = "size"
