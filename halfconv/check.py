@@ -23,7 +23,9 @@ from halfconv.graph.schema import known_to_onnx, signature
 from halfconv.runtime import load_check
 from halfconv.runtime.load_check import LEVELS
 
-__all__ = ["CPU", "CUDA", "CheckResult", "check_file", "load_in_child", "require_runtime", "runtime_package"]
+__all__ = [
+    "BIG_BYTES", "CPU", "CUDA", "LARGE_BYTES", "CheckResult", "check_file", "load_in_child", "require_runtime", "runtime_package"
+]  # fmt: skip
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -31,6 +33,8 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Promise = tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]]
 #: Beyond this many bytes of weights a session is opened without optimisation: its constant folding takes memory and time.
 BIG_BYTES = 10**9
+#: Beyond this many bytes of weights in external files, they stay there, mapped into memory.
+LARGE_BYTES = 1 << 26
 #: Seconds that a session may take to load.
 LOAD_TIMEOUT = 600
 #: Said where BF16 kernels could not be tried.
@@ -143,16 +147,20 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
     if provider == CPU and _holds(model, ir.DataType.BFLOAT16):
         return CheckResult(checked, None, "", "", "", (*notes, NO_BF16.format(table_source())))
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    levels = LEVELS if weights <= BIG_BYTES else LEVELS[-1:]
-    if levels != LEVELS:
+    outside = sum(v.const_value.nbytes for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor))
+    mapped = outside > LARGE_BYTES
+    levels = LEVELS[1:] if mapped else LEVELS if weights <= BIG_BYTES else LEVELS[-1:]
+    if mapped:
+        notes.append("loaded without constant folding, so that its weights stay in their files")
+    elif levels != LEVELS:
         notes.append(f"loaded without optimisation, because the weights are over {BIG_BYTES / 1e9:g} GB")
     problem = version = ""
     for level in levels:
-        problem, version = load_in_child(path, level, provider)
+        problem, version = load_in_child(path, level, provider, mapped=mapped)
         if not problem:
             return CheckResult(checked, True, level, provider, version, tuple(notes))
         notes.append(f"ONNX Runtime fails at {level}: {problem}")
-    source_problem, _ = load_in_child(source, LEVELS[-1], CPU)
+    source_problem, _ = load_in_child(source, LEVELS[-1], CPU, mapped=mapped)
     if source_problem:
         if _holds(model, ir.DataType.BFLOAT16):
             note = "no session could be tried: the source holds BF16 values, which ONNX Runtime's CPU provider cannot run"
@@ -209,19 +217,20 @@ def _provider(target: str) -> str:
     return CPU
 
 
-def load_in_child(path: Path, level: str, provider: str) -> tuple[str, str]:
+def load_in_child(path: Path, level: str, provider: str, *, mapped: bool = False) -> tuple[str, str]:
     """Open a session in a child process.
 
     Args:
         path: Model file.
         level: A name of ONNX Runtime's optimisation levels.
         provider: Execution provider.
+        mapped: Whether weights in external files stay there, mapped into memory.
 
     Returns:
         What went wrong ("" if nothing), and the runtime's version.
     """
     # By path and without the script's folder on the import path: the child need not find halfconv, and nothing shadows a package.
-    command = [sys.executable, "-P", load_check.__file__, str(path), level, provider]
+    command = [sys.executable, "-P", load_check.__file__, str(path), level, provider, *(["mapped"] if mapped else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:

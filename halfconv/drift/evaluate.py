@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from halfconv.check import CPU, CUDA, load_in_child
+from halfconv.check import CPU, CUDA, LARGE_BYTES, load_in_child
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
 from halfconv.runtime.load_check import LEVELS
+from halfconv.weight_files import room_for, write_weights
 
 __all__ = ["Evaluator", "check_valid", "evaluate_file", "evaluate_model", "evaluate_simulation"]
 
-#: A model is handed over in memory up to this size, and as a file with external data beyond it.
-INLINE_BYTES = 1 << 30
 _FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
 
 
@@ -106,13 +106,14 @@ def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) ->
     import onnxruntime
 
     problem = ""
-    for level in LEVELS:
+    large = provider == CPU and _external_bytes(path) > LARGE_BYTES
+    for level in LEVELS[-1:] if large else LEVELS:
         if isolated:
             problem, _ = load_in_child(path, level, provider)
             if problem:
                 continue
         try:
-            session = _session(str(path), level, provider)
+            session = _session(str(path), level, provider, large=large)
         except Exception as error:
             problem = " ".join(str(error).split())[:300]
             continue
@@ -127,6 +128,16 @@ def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) ->
         raise EnvironmentProblem(f"CUDA cannot be used here: {problem}", "--on simulate, or a GPU and halfconv[gpu]")
     advice = "onnx.checker.check_model on it"
     raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", f"--on simulate, or {advice}" if isolated else advice)
+
+
+def _external_bytes(path: Path) -> int:
+    """Return how many bytes of weights a model has in other files."""
+    try:
+        graph = onnx.load_model(path, load_external_data=False).graph
+    except Exception:
+        return 0  # which is the session's to say
+    lengths = (entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "length")
+    return sum(int(length) for length in lengths if length.isdecimal())
 
 
 def check_valid(path: Path) -> None:
@@ -157,15 +168,21 @@ def evaluate_model(model: ir.Model, label: str) -> Evaluator:
     """
     kept = ExitStack()
     size = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value is not None)
-    if size <= INLINE_BYTES:
+    if size <= LARGE_BYTES:
         ir.external_data.load_to_model(model)  # from bytes, ONNX Runtime finds no file beside the model
         source: str | bytes = ir.to_proto(model).SerializeToString()
     else:
         folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="halfconv-")))
         source = str(folder / "model.onnx")
-        ir.save(model, source, external_data="model.onnx.data", size_threshold_bytes=1024)
+        try:
+            room_for(size, folder)
+            write_weights(model, folder, "model")
+            ir.save(model, source)
+        except BaseException:
+            kept.close()
+            raise
     try:
-        return Evaluator(label, _session(source, "ORT_DISABLE_ALL", CPU), kept)
+        return Evaluator(label, _session(source, "ORT_DISABLE_ALL", CPU, large=size > LARGE_BYTES), kept)
     except Exception as error:
         kept.close()
         words = " ".join(str(error).split())[:300]
@@ -177,12 +194,14 @@ def evaluate_simulation(simulation: Simulation, label: str) -> Evaluator:
     return evaluate_model(simulation.model, f"{label} (simulated)")
 
 
-def _session(source: str | bytes, level: str, provider: str) -> Any:
+def _session(source: str | bytes, level: str, provider: str, *, large: bool = False) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if large:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if provider != CPU and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     return onnxruntime.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))

@@ -12,6 +12,7 @@ from halfconv.drift.builder import Builder, Names, rounded
 from halfconv.drift.expansions import Expansion, expansion_of
 from halfconv.drift.functions import FIRST_OPSET
 from halfconv.drift.kernels import HALF_TYPES, is_exact
+from halfconv.graph.blocks import BlockTensor
 from halfconv.graph.names import places, values_of
 from halfconv.graph.schema import DTYPE_ATTRIBUTES
 
@@ -34,17 +35,24 @@ def _wide(kind: ir.TypeProtocol) -> ir.TypeProtocol:
     return type(kind)(ir.DataType.FLOAT)  # type: ignore[call-arg]  # a tensor or sparse tensor
 
 
+class _WideTensor(BlockTensor):
+    """A half tensor in FP32."""
+
+    __slots__ = ()
+
+    def compute(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Widen a block."""
+        return _floats(block)
+
+
+def _floats(half: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return half.astype(np.float32)
+
+
 def _wide_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Return a half tensor in FP32, made when it is written."""
-    return ir.LazyTensor(
-        lambda: ir.Tensor(_floats(tensor)),
-        dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name, cache=False,
-    )  # fmt: skip
-
-
-def _floats(tensor: ir.TensorProtocol) -> np.ndarray[Any, np.dtype[np.float32]]:
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        return tensor.numpy().astype(np.float32)
+    return _WideTensor(tensor, ir.DataType.FLOAT, tensor.name or "")
 
 
 class WidenPass(ir.passes.InPlacePass):
@@ -215,7 +223,7 @@ def _widen_attributes(node: ir.Node) -> None:
     named = {DTYPE_ATTRIBUTES.get(node.op_type), COMPUTED_IN.get(node.op_type)} if standard else set()
     for attribute in list(node.attributes.values()):
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in HALF_TYPES:
-            wide = ir.Tensor(_floats(attribute.as_tensor()), name=attribute.as_tensor().name)
+            wide = ir.Tensor(_floats(attribute.as_tensor().numpy()), name=attribute.as_tensor().name)
             node.attributes[attribute.name] = ir.AttrTensor(attribute.name, wide)
         elif attribute.type == ir.AttributeType.TYPE_PROTO and attribute.value.type.dtype in HALF_TYPES:
             wide_type = ir.TypeAndShape(_wide(attribute.value.type), attribute.value.shape)

@@ -5,18 +5,60 @@ A tensor in an external file is read, not mapped: where a file shrinks while it 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from halfconv.errors import InputError
 
-__all__ = ["BLOCK", "blocks"]
+__all__ = ["BLOCK", "BlockTensor", "blocks"]
 
 #: Elements of a block.
 BLOCK = 1 << 20
+
+
+class BlockTensor(ir.LazyTensor):
+    """A tensor that is computed from another one, block by block, when it is written, and never kept.
+
+    Args:
+        source: The other one, of the same shape.
+        dtype: The element type.
+        name: The name.
+
+    Attributes:
+        source: The other one.
+    """
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: ir.TensorProtocol, dtype: ir.DataType, name: str):
+        super().__init__(self._whole, dtype=dtype, shape=ir.Shape(source.shape.numpy()), name=name, cache=False)
+        self.source = source
+
+    @abstractmethod
+    def compute(self, block: np.ndarray) -> np.ndarray:
+        """Compute the elements of one block of the source; the result is valid until the next call."""
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the elements; see `blocks`."""
+        return map(self.compute, blocks(self.source))
+
+    def _whole(self) -> ir.Tensor[np.ndarray]:
+        whole = np.empty(tuple(self.source.shape.numpy()), self.dtype.numpy())
+        flat, start = whole.reshape(-1), 0
+        for block in self.blocks():
+            flat[start : start + block.size] = block
+            start += block.size
+        return ir.Tensor(whole, dtype=self.dtype, name=self.name)
+
+    def tofile(self, file: Any) -> None:
+        """Write the elements to a binary file at its position."""
+        for block in self.blocks():
+            file.write(block.view(np.uint8))
 
 
 def blocks(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
@@ -28,6 +70,9 @@ def blocks(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
     Raises:
         InputError: Its file is shorter than it was when the model was loaded, or cannot be read.
     """
+    if isinstance(tensor, BlockTensor):
+        yield from tensor.blocks()
+        return
     dtype = tensor.dtype.numpy() if tensor.dtype.bitwidth >= 8 else np.dtype(np.uint8)
     if not isinstance(tensor, ir.ExternalTensor):
         flat = np.ascontiguousarray(tensor.numpy()).reshape(-1)

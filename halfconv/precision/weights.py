@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.graph.blocks import BLOCK, blocks
+from halfconv.graph.blocks import BlockTensor, blocks
 
 __all__ = [
     "HALF_MAX", "HALF_MIN_NORMAL", "HALF_OVERFLOW", "HALF_TINY", "HalfTensor", "RoundingStats", "rounding_stats", "to_half"
@@ -130,35 +129,14 @@ def _fp16_bits(bits: np.ndarray, size: np.ndarray) -> np.ndarray:
     return size
 
 
-class HalfTensor(ir.LazyTensor):
-    """A tensor that is rounded when it is written, block by block, and never kept.
+class HalfTensor(BlockTensor):
+    """An FP32 tensor rounded to FP16 or BF16."""
 
-    Args:
-        source: The FP32 tensor.
-        to: FLOAT16 or BFLOAT16.
-        name: The new tensor's name.
+    __slots__ = ()
 
-    Attributes:
-        source: The FP32 tensor.
-    """
-
-    __slots__ = ("source",)
-
-    def __init__(self, source: ir.TensorProtocol, to: ir.DataType, name: str):
-        super().__init__(self._rounded, dtype=to, shape=ir.Shape(source.shape.numpy()), name=name, cache=False)
-        self.source = source
-
-    def _rounded(self) -> ir.Tensor[np.ndarray]:
-        return ir.Tensor(to_half(self.source.numpy(), self.dtype), dtype=self.dtype, name=self.name)
-
-    def tofile(self, file: Any) -> None:
-        """Write the rounded numbers to a binary file at its position."""
-        half = np.empty(min(BLOCK, self.source.size), _NUMPY[self.dtype])
-        for block in blocks(self.source):
-            for start in range(0, block.size, CHUNK):
-                part = block[start : start + CHUNK]
-                round_into(part, half[start : start + part.size], self.dtype)
-            file.write(half[: block.size].view(np.uint8))
+    def compute(self, block: np.ndarray) -> np.ndarray:
+        """Round a block."""
+        return to_half(block, self.dtype)
 
 
 def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
