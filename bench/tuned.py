@@ -50,7 +50,7 @@ def prepare(folder: Path, keys: list[str], *, to: str = "fp16") -> None:
             "seconds": round(time.perf_counter() - begun, 1),
             "values": dict(result.values), "casts": result.casts, "samples": result.drift.samples,
             "fp32_rules": dict(Counter(entry.rule for entry in result.fp32)),
-            "runs": result.repair.runs if result.repair else 2, "forced": list(result.repair.forced) if result.repair else [],
+            "runs": result.repair.runs if result.repair else None, "forced": list(result.repair.forced) if result.repair else [],
             "minimal": result.repair.minimal if result.repair else True,
             "simulated": {output.name: output.measures.rel_l2 for output in result.drift.outputs},
             "simulated_metrics": {metric.name: [metric.reference, metric.candidate] for metric in result.drift.metrics},

@@ -87,7 +87,7 @@ def data_files(output: Path) -> set[Path]:
     Args:
         output: A model, or nothing.
     """
-    pattern = re.compile(rf"{re.escape(output.stem)}\.{_MARK}(-\d+-of-\d+)?\.data")
+    pattern = re.compile(rf"{re.escape(output.stem)}\.{_MARK}(-\d+-of-\d+)?\.data(\.safetensors)?")
     folder = output.parent
     if not output.is_file() or not any(pattern.fullmatch(entry.name) for entry in folder.iterdir()):
         return set()
@@ -117,7 +117,7 @@ def _clean(output: Path) -> None:
             _remove(output, found[1])
             stale = json.loads(file.read() or "[]")
             used = {path.name for path in data_files(output)}
-            ours = re.compile(rf"{re.escape(output.stem)}\.{_MARK}(-\d+-of-\d+)?\.data")
+            ours = re.compile(rf"{re.escape(output.stem)}\.{_MARK}(-\d+-of-\d+)?\.data(\.safetensors)?")
             for name in stale:
                 if isinstance(name, str) and ours.fullmatch(name) and name not in used:
                     (output.parent / name).unlink(missing_ok=True)

@@ -190,6 +190,8 @@ def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as
 )
 @click.option("--shard-size", type=Size(), metavar="SIZE",
               help="Cut the weights beside the model into files of up to this size, as in 4GB.")
+@click.option("--data-format", type=click.Choice(["onnx", "safetensors"]), default="onnx", show_default=True,
+              help="What the files of weights beside the model are.")
 @plan_option("Replay a saved plan, on the same model or on one of the same structure.")
 @click.option("--save-plan", type=click.Path(path_type=Path), help="Write the precision plan as JSON.")
 @_data_options
@@ -205,6 +207,7 @@ def convert(
     check: bool,
     external_data: str,
     shard_size: int | None,
+    data_format: str,
     plan: Path | None,
     save_plan: Path | None,
     samples: str | None,
@@ -233,6 +236,7 @@ def convert(
     with _progress(as_json, f"converting {model.name}") as on_progress:
         result = run(
             model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, shard_size=shard_size,
+            data_format=data_format,
             save_plan=save_plan,
             half_io=True if "*" in half_names else [name for name in half_names if name != "*"],
             keep_io=[name for name in keep_names if name != "*"],

@@ -40,6 +40,7 @@ def written_model(
     annotated: frozenset[str],
     external: bool,
     shard_size: int | None,
+    data_format: str,
     unchanged: Callable[[], None],
     clock: StageClock,
 ) -> Iterator[Path]:
@@ -52,6 +53,7 @@ def written_model(
         annotated: Inner values whose types are written; of others a reader infers them.
         external: Whether the weights go into files beside it.
         shard_size: Most bytes of such a file; None for one file.
+        data_format: What such a file is, see `halfconv.weight_files.DATA_FORMATS`.
         unchanged: Raises if an input file has changed since it was read.
         clock: Told how much is written, and times the waiting for the disk as ``sync``.
 
@@ -72,7 +74,7 @@ def written_model(
             room_for(size, folder)
             files = []
             if external and external_weights(model):
-                files = write_weights(model, folder, claim.stem, shard_size, _teller(clock))
+                files = write_weights(model, folder, claim.stem, shard_size, _teller(clock), data_format)
             _write(model, claim, types, annotated)
             unchanged()
             yield claim.temporary

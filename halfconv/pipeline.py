@@ -25,6 +25,7 @@ from halfconv.profile import profile_path, write_profile
 from halfconv.progress import Progress, StageClock
 from halfconv.result import ChangedConstant, ConvertResult, FloatValue
 from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file
+from halfconv.weight_files import DATA_FORMATS
 
 if TYPE_CHECKING:
     from halfconv.drift.task import Metric
@@ -56,6 +57,7 @@ def convert(
     check: bool = True,
     external_data: str = "auto",
     shard_size: int | None = None,
+    data_format: str = "onnx",
     plan: str | os.PathLike[str] | PrecisionPlan | None = None,
     save_plan: str | os.PathLike[str] | None = None,
     samples: Any = None,
@@ -91,6 +93,8 @@ def convert(
             process).
         external_data: ``auto`` (weights beside the model where the input's are, and beyond 2 GB), ``always`` or ``never``.
         shard_size: Most bytes of a file of weights, unless one weight has more; the weights then lie beside the model.
+        data_format: What files of weights are: ``onnx``, or ``safetensors``, which other programs read, too; the weights then lie
+            beside the model.
         plan: A saved plan to replay on the same model, or on one of the same structure; rules beside it must be those it was made
             with.
         save_plan: Where to write the plan as JSON.
@@ -124,6 +128,10 @@ def convert(
         raise UsageError(f"unknown --external-data {external_data!r}", "one of " + ", ".join(EXTERNAL_DATA))
     if shard_size is not None and (shard_size < 1 or external_data == "never"):
         raise UsageError(f"--shard-size {shard_size} needs files of weights", "--shard-size 4GB, without --external-data never")
+    if data_format not in DATA_FORMATS:
+        raise UsageError(f"unknown --data-format {data_format!r}", "one of " + ", ".join(DATA_FORMATS))
+    if data_format != DATA_FORMATS[0] and external_data == "never":
+        raise UsageError(f"--data-format {data_format} needs files of weights", "without --external-data never")
     if output is not None:
         check_output_path(source_path, Path(output))
     measured = {"--tolerance": tolerance, "--tolerance-file": tolerance_file, "--ranges": ranges, "--save-ranges": save_ranges}
@@ -201,8 +209,9 @@ def convert(
     with (
         clock.stage("write"),
         written_model(
-            ir_model, target_path, types=types, annotated=source.annotated, shard_size=shard_size, clock=clock,
-            external=_is_external(external_data, shard_size, source), unchanged=lambda: check_unchanged(source),
+            ir_model, target_path, types=types, annotated=source.annotated, shard_size=shard_size,
+            data_format=data_format, clock=clock, external=_is_external(external_data, shard_size, data_format, source),
+            unchanged=lambda: check_unchanged(source),
         ) as written,
     ):  # fmt: skip
         if check:
@@ -239,11 +248,11 @@ def convert(
     )
 
 
-def _is_external(wanted: str, shard_size: int | None, source: SourceModel) -> bool:
+def _is_external(wanted: str, shard_size: int | None, data_format: str, source: SourceModel) -> bool:
     """Tell whether the weights go into files beside the model."""
     if wanted != "auto":
         return wanted == "always"
-    return shard_size is not None or bool(source.data_files) or source.bytes > 2 * INLINE_LIMIT
+    return shard_size is not None or data_format != DATA_FORMATS[0] or bool(source.data_files) or source.bytes > 2 * INLINE_LIMIT
 
 
 def _formats(to: str, target: str) -> list[str]:

@@ -18,14 +18,17 @@ import onnx_ir as ir
 from halfconv.errors import EnvironmentProblem
 from halfconv.graph.blocks import blocks
 from halfconv.precision.weights import HalfTensor
+from halfconv.safetensors_file import write_safetensors
 
-__all__ = ["EXTERNAL_THRESHOLD", "external_weights", "room_for", "write_weights"]
+__all__ = ["DATA_FORMATS", "EXTERNAL_THRESHOLD", "external_weights", "room_for", "write_weights"]
 
 #: ONNX Runtime refuses small initializers (shapes, scales) in external files.
 EXTERNAL_THRESHOLD = 1024
 #: Where a large tensor may begin, so that any system can map it into memory: Windows maps in units of 64 KiB.
 ALIGNMENT = 1 << 16
 WORKERS = 2
+#: What a file of weights may be: bytes that only the model makes sense of, or a safetensors file.
+DATA_FORMATS = ("onnx", "safetensors")
 #: Tensors are streamed, so none of their bytes counts as held in memory.
 UNBOUNDED = 1 << 62
 
@@ -60,7 +63,8 @@ def room_for(size: int, folder: Path) -> None:
 
 
 def write_weights(
-    model: ir.Model, folder: Path, stem: str, shard_size: int | None = None, on_bytes: Callable[[int, int], None] | None = None
+    model: ir.Model, folder: Path, stem: str, shard_size: int | None = None, on_bytes: Callable[[int, int], None] | None = None,
+    form: str = DATA_FORMATS[0],
 ) -> list[Path]:  # fmt: skip
     """Write the weights of a model, and let it refer to the files.
 
@@ -70,11 +74,13 @@ def write_weights(
         stem: What the files' names begin with; nothing in the folder has such a name.
         shard_size: Most bytes of a file, unless one tensor has more; None for one file.
         on_bytes: Called with the bytes done, and their number in all.
+        form: One of `DATA_FORMATS`.
 
     Returns:
         The files.
 
     Raises:
+        UsageError: The format lacks an element type.
         OSError: The disk is full, or cannot be written.
         InputError: A weight cannot be read.
     """
@@ -82,6 +88,7 @@ def write_weights(
     unique = _unique([value.const_value for value in values if value.const_value is not None])
     tensors = list(dict.fromkeys(unique.values()))
     sizes = {id(tensor): tensor.nbytes for tensor in tensors}
+    names = {id(unique[id(value.const_value)]): value.name or "" for value in reversed(values)}
     shards = _shards(tensors, shard_size)
     total, done = sum(sizes.values()), 0
 
@@ -94,12 +101,16 @@ def write_weights(
     written: dict[int, ir.ExternalTensor] = {}
     files = []
     for number, shard in enumerate(shards, 1):
-        name = f"{stem}.data" if len(shards) == 1 else f"{stem}-{number:05}-of-{len(shards):05}.data"
+        ending = "data" if form == DATA_FORMATS[0] else "data.safetensors"
+        name = f"{stem}.{ending}" if len(shards) == 1 else f"{stem}-{number:05}-of-{len(shards):05}.{ending}"
         files.append(folder / name)
         try:
-            made = ir.external_data.convert_tensors_to_external(
-                shard, folder, name, callback=tell, max_workers=WORKERS, max_in_flight_bytes=UNBOUNDED, alignment=ALIGNMENT
-            )
+            if form == DATA_FORMATS[0]:
+                made = ir.external_data.convert_tensors_to_external(
+                    shard, folder, name, callback=tell, max_workers=WORKERS, max_in_flight_bytes=UNBOUNDED, alignment=ALIGNMENT
+                )
+            else:
+                made = write_safetensors([(names[id(tensor)], tensor) for tensor in shard], folder, name, WORKERS, tell)
         except BaseException:
             for file in files:
                 file.unlink(missing_ok=True)

@@ -166,8 +166,9 @@ def make_tuned_gpu() -> str:
     for entry in sorted(content["rows"], key=lambda entry: str(entry["case"])):
         worst = max(entry["rel_l2"], key=lambda name: entry["rel_l2"][name])
         held = entry["values"]
+        runs = entry["runs"] if entry["forced"] else "no search"
         lines.append(row(
-            f"`{entry['case']}`", f"{held['float']} of {held['float'] + held['half']}", entry["runs"],
+            f"`{entry['case']}`", f"{held['float']} of {held['float'] + held['half']}", runs,
             f"{entry['simulated'][worst]:.3g}", f"{entry['rel_l2'][worst]:.3g}",
         ))  # fmt: skip
     known = next(entry["accuracy"] for entry in content["rows"] if "accuracy" in entry)
@@ -178,6 +179,25 @@ def make_tuned_gpu() -> str:
         "`bench/tuned.py`).",
     ]
     return "\n".join(lines)
+
+
+def make_repair() -> str:
+    content = json.loads((RESULTS.parent / "repair_cpu.json").read_text("utf-8"))
+    tools = ("halfconv", "onnxconverter-common", "modelopt")
+    lines = [row("model", *(f"{tool}: drift, FP32 nodes, Casts, s" for tool in tools)), "|---|---|---|---|"]
+    found = {(entry["case"], entry["who"]): entry for entry in content["rows"]}
+    for case in dict.fromkeys(entry["case"] for entry in content["rows"]):
+        cells = []
+        for tool in tools:
+            entry = found[case, tool]
+            if "meets" not in entry:
+                cells.append("fails")
+                continue
+            drift = f"{entry['rel_l2']:.2e}" if entry["rel_l2"] is not None and not entry["new_nan"] else "NaN"
+            mark = "" if entry["meets"] else " (too much)"
+            cells.append(f"{drift}{mark}, {entry['fp32_nodes']}, {entry['casts']}, {entry['seconds']:.0f}")
+        lines.append(row(f"`{case}`", *cells))
+    return "\n".join([*lines, "", f"(One run each on 2 cores, {content['date'][:10]}; `bench/repair.py`.)"])
 
 
 def make_fidelity() -> str:
@@ -227,6 +247,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "validate": make_validate,
     "tuned": make_tuned,
     "tuned_gpu": make_tuned_gpu,
+    "repair": make_repair,
     "fidelity": make_fidelity,
     "unmodelled": make_unmodelled,
 }
