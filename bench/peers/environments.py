@@ -26,6 +26,7 @@ PACKAGES = (
     "onnxruntime",
     "onnxconverter-common",
     "nvidia-modelopt",
+    "olive-ai",
     "numpy",
     "protobuf",
     "torch",
@@ -81,6 +82,9 @@ TOOLS = {
         Tool("modelopt", "run_modelopt.py"),
     )
 }
+
+#: Those that are only compared on large models.
+LARGE = {tool.who: tool for tool in (Tool("olive", "run_olive.py"),)}
 
 #: Those that take samples.
 SAMPLED = {
