@@ -1,9 +1,13 @@
 """Olive: its pass OnnxFloatToFloat16 on a model in a folder, with ``keep_io_types``."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import timed
+
+os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"  # before it is imported
+
 from olive.model import ONNXModelHandler
 from olive.passes.olive_pass import create_pass_from_dict
 from olive.passes.onnx.float16_conversion import OnnxFloatToFloat16
