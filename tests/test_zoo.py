@@ -59,7 +59,7 @@ EXPECTED = {
     "skl_mlp_digits": Expected(0.79, 0.505, 5e-4, "2 of its 10 values are the input and what ai.onnx.ml wants in FP32"),
     "skl_rf_digits": Expected(0.0, 1.0, 0.0, "nothing but trees of ai.onnx.ml, whose schema has no half"),
     "skl_logreg_zipmap": Expected(0.0, 1.0, 0.0, "nothing but ai.onnx.ml, whose schema has no half"),
-    "skl_knn_scan": Expected(0.65, 1.0, 1e-4, "its distances are sums of squares of pixels, which may pass 65,504"),
+    "skl_knn_scan": Expected(0.63, 1.0, 1e-4, "its distances are sums of squares of pixels, which may pass 65,504"),
     "light_densenet121": Expected(0.99, 0.88, 1e-3, _SHAPES),
     "light_shufflenet": Expected(0.99, 0.96, 1e-3, _SHAPES),
     "light_inception_v2": Expected(0.99, 0.61, 1e-3, _SHAPES),
