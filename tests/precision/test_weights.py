@@ -252,3 +252,30 @@ def test_pieces_of_very_different_size_do_not_hide_each_other(monkeypatch: pytes
     monkeypatch.setattr(weights, "CHUNK", 4)
     array = np.array([0.1] * 4 + [1e-7] * 4, np.float32)
     assert rounding_stats(ir.Tensor(array), FP16).rel_l2 == pytest.approx(reference(array, FP16).rel_l2, rel=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("runtime", [True, False])
+def test_large_weights_round_as_small_ones_do(to: ir.DataType, runtime: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not runtime:
+        monkeypatch.setattr(weights, "runtime_cast", lambda: None)
+    patterns = np.random.default_rng(1).integers(0, 2**32, 3 * BLOCK + 5, np.uint32).view(np.float32)
+    numbers = np.where(np.abs(patterns) < 60000, patterns, np.float32(0.1))  # blocks without a number that is out of range
+    numbers[BLOCK + 7] = 1e9
+    with np.errstate(over="ignore"):
+        want = numbers.astype(NUMPY[to])
+    want[BLOCK + 7] = min(1e9, HALF_MAX[to])
+    assert np.array_equal(bits(to_half(numbers, to)), bits(want))
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+def test_a_sample_of_a_large_weight_tells_what_rounding_costs(to: ir.DataType, scale: float) -> None:
+    size = (weights.SAMPLED + 3) * weights.CHUNK + 11
+    array = (np.random.default_rng(2).normal(0, scale, size)).astype(np.float32)
+    array[5] = 3e38
+    found, want = rounding_stats(ir.Tensor(array), to), reference(array, to)
+    exact = ("size", "absmax", "saturated", "flushed", "nonfinite", "lossy")
+    assert [getattr(found, name) for name in exact] == [getattr(want, name) for name in exact]
+    if to == FP16:  # in BF16 the one large number is all that counts
+        assert found.rel_l2 == pytest.approx(want.rel_l2, rel=0.01)
