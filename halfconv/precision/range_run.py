@@ -136,7 +136,8 @@ def _range(row: np.ndarray) -> ValueRange:
     return ValueRange(
         elements=int(elements),
         absmax=max(found["absmax"], 0.0),
-        smallest=smallest if 0 < smallest < NONE else None,
+        # FP32's largest number may itself be the smallest of a value.
+        smallest=smallest if 0 < smallest < NONE or smallest == found["absmax"] else None,
         overflow=found["overflow"] / elements,
         flush=found["flush"] / elements,
         rounding=rounding if math.isfinite(rounding) else 0.0,
