@@ -187,8 +187,7 @@ def show(rows: Sequence[Row]) -> None:
         if "stages" in row:
             stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row["stages"].items())
             notes.append(f"{row['case']}, {row['who']}: stages in seconds: {stages}")
-    sized = [row | {"size": row["bytes_out"] / row["bytes_in"]} if "bytes_out" in row else row for row in rows]
-    record.show(sized, columns, notes)
+    record.show(record.sized(rows), columns, notes)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

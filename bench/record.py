@@ -50,6 +50,11 @@ def write(path: Path, result: Row) -> None:
     part.replace(path)
 
 
+def sized(rows: Sequence[Row]) -> list[Row]:
+    """Add to rows their ``size``: the result's bytes against the source's."""
+    return [row | {"size": row["bytes_out"] / row["bytes_in"]} if "bytes_out" in row else row for row in rows]
+
+
 def show(rows: Sequence[Row], columns: Columns, notes: Sequence[str] = ()) -> None:
     """Print notes and what went wrong, then the rows as a table.
 

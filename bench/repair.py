@@ -248,8 +248,7 @@ def losses(rows: Sequence[Row], ours: str = "halfconv") -> list[str]:
 
 def show(rows: Sequence[Row]) -> None:
     """Print the rows as a table, after what is worse than elsewhere."""
-    sized = [row | {"size": row["bytes_out"] / row["bytes_in"]} if "bytes_out" in row else row for row in rows]
-    record.show(sized, COLUMNS, losses(rows))
+    record.show(record.sized(rows), COLUMNS, losses(rows))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -51,11 +51,11 @@ class Claim:
     def replace(self) -> None:
         """Put the model in place, and remove the weights of the one that it replaces."""
         with _locked_folder(self.output.parent):
-            stale = data_files(self.output)
+            stale = data_files(self.output)  # none of them is this run's, whose mark is new
             self._file.write(json.dumps(sorted(file.name for file in stale)))
             self._file.flush()
             self.temporary.replace(self.output)
-            for file in stale - data_files(self.output):
+            for file in stale:
                 file.unlink(missing_ok=True)
 
 
@@ -87,8 +87,7 @@ def data_files(output: Path) -> set[Path]:
     Args:
         output: A model, or nothing.
     """
-    pattern = re.compile(rf"{re.escape(output.stem)}\.{_MARK}(-\d+-of-\d+)?\.data(\.safetensors)?")
-    folder = output.parent
+    pattern, folder = _data_name(output), output.parent
     if not output.is_file() or not any(pattern.fullmatch(entry.name) for entry in folder.iterdir()):
         return set()
     try:
@@ -104,6 +103,11 @@ def data_files(output: Path) -> set[Path]:
     }
 
 
+def _data_name(output: Path) -> re.Pattern[str]:
+    """Return what matches the names of an output's files of weights."""
+    return re.compile(rf"{re.escape(output.stem)}\.{_MARK}(-\d+-of-\d+)?\.data(\.safetensors)?")
+
+
 def _clean(output: Path) -> None:
     """Remove what runs for this output left that were killed."""
     pattern = re.compile(rf"\.{re.escape(output.name)}\.({_MARK})\.part")
@@ -116,8 +120,7 @@ def _clean(output: Path) -> None:
                 continue  # its run goes on
             _remove(output, found[1])
             stale = json.loads(file.read() or "[]")
-            used = {path.name for path in data_files(output)}
-            ours = re.compile(rf"{re.escape(output.stem)}\.{_MARK}(-\d+-of-\d+)?\.data(\.safetensors)?")
+            used, ours = {path.name for path in data_files(output)}, _data_name(output)
             for name in stale:
                 if isinstance(name, str) and ours.fullmatch(name) and name not in used:
                     (output.parent / name).unlink(missing_ok=True)

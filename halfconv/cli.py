@@ -179,7 +179,7 @@ def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as
     metavar="[NAME,…]",
     help="Keep inputs and outputs in FP32 (the default), or those named with --keep-io=NAME,… beside --half-io.",
 )
-@click.option("--check/--no-check", default=True, show_default=True, 
+@click.option("--check/--no-check", default=True, show_default=True,
               help="Simulate and check the result before it is put in place.")
 @click.option(
     "--external-data",
@@ -236,8 +236,7 @@ def convert(
     with _progress(as_json, f"converting {model.name}") as on_progress:
         result = run(
             model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, shard_size=shard_size,
-            data_format=data_format,
-            save_plan=save_plan,
+            data_format=data_format, save_plan=save_plan,
             half_io=True if "*" in half_names else [name for name in half_names if name != "*"],
             keep_io=[name for name in keep_names if name != "*"],
             block_ops=options["block_op"], block_nodes=options["block_node"], block_scopes=options["block_scope"],

@@ -66,6 +66,11 @@ class SourceModel:
     annotated: frozenset[str] = frozenset()
     opaque_types: dict[str, onnx.TypeProto] = field(default_factory=dict)
 
+    @property
+    def outside(self) -> int:
+        """Bytes of its external data files."""
+        return sum(stamp[1] for file, stamp in self.stamps.items() if file in self.data_files)
+
 
 def load(path: str | os.PathLike[str]) -> SourceModel:
     """Read and validate a model file.
@@ -116,7 +121,7 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
     ir.external_data.set_base_dir(model.graph, file.absolute().parent)
     _check_scopes(model, file)
     stamps |= {data: _stamp(data) for data in sorted(external)}
-    size += sum(data.stat().st_size for data in external)
+    size += sum(stamps[data][1] for data in external)
     return SourceModel(
         model=model,
         path=file,

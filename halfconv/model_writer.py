@@ -20,7 +20,7 @@ from halfconv.errors import UsageError
 from halfconv.graph.protos import graphs_of, write_inline
 from halfconv.progress import Progress, StageClock
 from halfconv.storage import disk_problem
-from halfconv.weight_files import external_weights, room_for, write_weights
+from halfconv.weight_files import external_weights, room_for, weight_bytes, write_weights
 
 __all__ = ["EXTERNAL_DATA", "INLINE_LIMIT", "written_model"]
 
@@ -66,7 +66,7 @@ def written_model(
     """
     output = output.absolute()
     folder = output.parent
-    size = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value is not None)
+    size = weight_bytes(model)
     if not external and size > INLINE_LIMIT:
         raise UsageError(f"{size:,} bytes of weights do not fit one .onnx file (2 GB)", "--external-data auto")
     try:
@@ -112,10 +112,9 @@ def _write(model: ir.Model, claim: Claim, types: Mapping[str, onnx.TypeProto], a
     finally:
         for name, tensor in streamed.items():
             model.graph.initializers[name].const_value = tensor
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in streamed]
-    initializers = onnx.GraphProto(initializer=kept)
+    kept = onnx.GraphProto(initializer=[tensor for tensor in proto.graph.initializer if tensor.name not in streamed])
     proto.graph.ClearField("initializer")
-    proto.graph.initializer.extend(initializers.initializer)
+    proto.graph.MergeFrom(kept)
     for graph in graphs_of(proto.graph):
         noted = [value for value in graph.value_info if value.name in annotated]
         del graph.value_info[:]

@@ -20,7 +20,7 @@ from halfconv.graph.blocks import blocks
 from halfconv.precision.weights import HalfTensor
 from halfconv.safetensors_file import write_safetensors
 
-__all__ = ["DATA_FORMATS", "EXTERNAL_THRESHOLD", "external_weights", "room_for", "write_weights"]
+__all__ = ["DATA_FORMATS", "EXTERNAL_THRESHOLD", "external_weights", "room_for", "weight_bytes", "write_weights"]
 
 #: ONNX Runtime refuses small initializers (shapes, scales) in external files.
 EXTERNAL_THRESHOLD = 1024
@@ -43,6 +43,11 @@ def external_weights(model: ir.Model) -> list[ir.Value]:
         and value.const_value.nbytes > EXTERNAL_THRESHOLD
         and value.const_value.dtype != ir.DataType.STRING
     ]
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return how many bytes a model's initializers have, of all scopes."""
+    return sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value is not None)
 
 
 def room_for(size: int, folder: Path) -> None:

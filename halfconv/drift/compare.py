@@ -106,7 +106,7 @@ def validate(
         with clock.stage("simulate" if on == "simulate" else "open"):
             simulation = simulate(half) if to and on == "simulate" else None
             ours = stack.enter_context(open_reference(source, on))
-            theirs = stack.enter_context(_candidate(paths[1], simulation, on))
+            theirs = stack.enter_context(_candidate(half, simulation, on))
         with clock.stage("run"):
             used = given if given is not None else fitting_samples(source.model, count, seed, ours.run)
             # Accuracy that nobody asked for is given up where the labels fit no output.
@@ -196,16 +196,19 @@ def open_reference(source: SourceModel, on: str) -> Evaluator:
     """
     path = source.path
     if not _holds(source.model):
-        return evaluate_file(path)
+        return evaluate_file(path, outside=source.outside)
     # It is loaded anew, because a simulation uses a model up.
-    return evaluate_simulation(simulate(load(path)), str(path)) if on == "simulate" else evaluate_file(path, isolated=True)
+    if on == "simulate":
+        return evaluate_simulation(simulate(load(path)), str(path))
+    return evaluate_file(path, outside=source.outside, isolated=True)
 
 
-def _candidate(path: Path, simulation: Simulation | None, on: str) -> Evaluator:
+def _candidate(source: SourceModel, simulation: Simulation | None, on: str) -> Evaluator:
+    path = source.path
     if simulation is not None:
         check_valid(path)
         return evaluate_simulation(simulation, str(path))
-    return evaluate_file(path, provider=CUDA if on == "cuda" else CPU, isolated=True)
+    return evaluate_file(path, outside=source.outside, provider=CUDA if on == "cuda" else CPU, isolated=True)
 
 
 def _run(

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from halfconv.check import CPU, CUDA, LARGE_BYTES, load_in_child
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
 from halfconv.runtime.load_check import LEVELS
-from halfconv.weight_files import room_for, write_weights
+from halfconv.weight_files import room_for, weight_bytes, write_weights
 
 __all__ = ["Evaluator", "check_valid", "evaluate_file", "evaluate_model", "evaluate_simulation"]
 
@@ -91,11 +90,12 @@ def _fitted(value: Any, kind: str) -> Any:
         return value.astype(wanted)
 
 
-def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) -> Evaluator:
+def evaluate_file(path: Path, *, outside: int = 0, provider: str = CPU, isolated: bool = False) -> Evaluator:
     """Open a model file on a provider, at the highest optimisation level at which it loads.
 
     Args:
         path: The model.
+        outside: Bytes of its files of weights.
         provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``.
         isolated: Whether to try each level in a child process first: ONNX Runtime may end the process on a half model.
 
@@ -106,10 +106,10 @@ def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) ->
     import onnxruntime
 
     problem = ""
-    large = provider == CPU and _external_bytes(path) > LARGE_BYTES
+    large = provider == CPU and outside > LARGE_BYTES
     for level in LEVELS[-1:] if large else LEVELS:
         if isolated:
-            problem, _ = load_in_child(path, level, provider)
+            problem, _ = load_in_child(path, level, provider, mapped=large)
             if problem:
                 continue
         try:
@@ -128,16 +128,6 @@ def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) ->
         raise EnvironmentProblem(f"CUDA cannot be used here: {problem}", "--on simulate, or a GPU and halfconv[gpu]")
     advice = "onnx.checker.check_model on it"
     raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", f"--on simulate, or {advice}" if isolated else advice)
-
-
-def _external_bytes(path: Path) -> int:
-    """Return how many bytes of weights a model has in other files."""
-    try:
-        graph = onnx.load_model(path, load_external_data=False).graph
-    except Exception:
-        return 0  # which is the session's to say
-    lengths = (entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "length")
-    return sum(int(length) for length in lengths if length.isdecimal())
 
 
 def check_valid(path: Path) -> None:
@@ -167,7 +157,7 @@ def evaluate_model(model: ir.Model, label: str) -> Evaluator:
         InputError: ONNX Runtime cannot load it.
     """
     kept = ExitStack()
-    size = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value is not None)
+    size = weight_bytes(model)
     if size <= LARGE_BYTES:
         ir.external_data.load_to_model(model)  # from bytes, ONNX Runtime finds no file beside the model
         source: str | bytes = ir.to_proto(model).SerializeToString()

@@ -50,11 +50,6 @@ def _floats(half: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]
         return half.astype(np.float32)
 
 
-def _wide_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """Return a half tensor in FP32, made when it is written."""
-    return _WideTensor(tensor, ir.DataType.FLOAT, tensor.name or "")
-
-
 class WidenPass(ir.passes.InPlacePass):
     """Give every half value the type FP32, and round it by Cast(half) → Cast(FP32) right behind the node that makes it.
 
@@ -99,7 +94,7 @@ class WidenPass(ir.passes.InPlacePass):
             assert value.type is not None
             value.type = _wide(value.type)
             if value.const_value is not None and value.is_initializer():
-                value.const_value = _wide_tensor(value.const_value)
+                value.const_value = _WideTensor(value.const_value, ir.DataType.FLOAT, value.const_value.name or "")
         nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
         expansions = [(node, row) for node in nodes if (row := self._expansion(node, model)) is not None]
         for node in nodes:

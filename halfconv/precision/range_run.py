@@ -121,15 +121,19 @@ def _run(
     return count, dict(zip(rows, totals, strict=True))
 
 
+def _named(row: np.ndarray) -> dict[str, float]:
+    return {name: float(number) for (name, _), number in zip(COLUMNS, row, strict=True)}
+
+
 def _is_plain(row: np.ndarray, to: ir.DataType) -> bool:
     """Tell whether a quick look said everything: no element overflows or becomes 0, and no square did in FP32."""
-    found = dict(zip((name for name, _ in COLUMNS), row, strict=True))
+    found = _named(row)
     top, least = min(HALF_OVERFLOW[to], SQUARES[1]), max(HALF_TINY[to] / 2, SQUARES[0])
     return bool(found["absmax"] < top and -found["least"] > least and math.isfinite(found["error"] + found["size"]))
 
 
 def _range(row: np.ndarray) -> ValueRange:
-    found = {name: float(number) for (name, _), number in zip(COLUMNS, row, strict=True)}
+    found = _named(row)
     elements = found["elements"]
     rounding = math.sqrt(found["error"] / found["size"]) if found["size"] > 0 and math.isfinite(found["error"]) else 0.0
     smallest = -found["least"]
