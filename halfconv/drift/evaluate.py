@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from halfconv.check import CPU, CUDA, LARGE_BYTES, load_in_child
+from halfconv.check import CPU, CUDA, LARGE_BYTES, external_bytes, load_in_child
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
+from halfconv.external import without_links
 from halfconv.runtime.load_check import LEVELS
 from halfconv.weight_files import room_for, write_weights
 
@@ -91,11 +91,12 @@ def _fitted(value: Any, kind: str) -> Any:
         return value.astype(wanted)
 
 
-def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) -> Evaluator:
+def evaluate_file(path: Path, files: Mapping[str, Path] | None = None, *, provider: str = CPU, isolated: bool = False) -> Evaluator:
     """Open a model file on a provider, at the highest optimisation level at which it loads.
 
     Args:
         path: The model.
+        files: Location -> real path of its files of weights, which may be links.
         provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``.
         isolated: Whether to try each level in a child process first: ONNX Runtime may end the process on a half model.
 
@@ -103,55 +104,47 @@ def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) ->
         InputError: It loads at no level.
         EnvironmentProblem: The provider cannot be used here.
     """
-    import onnxruntime
-
     problem = ""
-    large = provider == CPU and _external_bytes(path) > LARGE_BYTES
-    for level in LEVELS[-1:] if large else LEVELS:
-        if isolated:
-            problem, _ = load_in_child(path, level, provider)
-            if problem:
+    large = provider == CPU and external_bytes(path) > LARGE_BYTES
+    with ExitStack() as kept:
+        file = kept.enter_context(without_links(path, files or {}))
+        for level in LEVELS[-1:] if large else LEVELS:
+            if isolated:
+                problem, _ = load_in_child(file, level, provider)
+                if problem:
+                    continue
+            try:
+                session = _session(str(file), level, provider, large=large)
+            except Exception as error:
+                problem = " ".join(str(error).split())[:300]
                 continue
-        try:
-            session = _session(str(path), level, provider, large=large)
-        except Exception as error:
-            problem = " ".join(str(error).split())[:300]
-            continue
-        if session.get_providers()[0] != provider:
-            raise EnvironmentProblem(
-                f"{provider.removesuffix('ExecutionProvider')} cannot be used here: onnxruntime {onnxruntime.__version__} "
-                f"offers {', '.join(session.get_providers())}",
-                "--on simulate, or a machine with a GPU and halfconv[gpu]",
-            )
-        return Evaluator(str(path), session)
+            if session.get_providers()[0] != provider:
+                raise EnvironmentProblem(
+                    f"{provider.removesuffix('ExecutionProvider')} cannot be used here: ONNX Runtime offers "
+                    f"{', '.join(session.get_providers())}",
+                    "--on simulate, or a machine with a GPU and halfconv[gpu]",
+                )
+            return Evaluator(str(path), session, kept.pop_all())
     if provider == CUDA and "did not load" in problem:
         raise EnvironmentProblem(f"CUDA cannot be used here: {problem}", "--on simulate, or a GPU and halfconv[gpu]")
     advice = "onnx.checker.check_model on it"
     raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", f"--on simulate, or {advice}" if isolated else advice)
 
 
-def _external_bytes(path: Path) -> int:
-    """Return how many bytes of weights a model has in other files."""
-    try:
-        graph = onnx.load_model(path, load_external_data=False).graph
-    except Exception:
-        return 0  # which is the session's to say
-    lengths = (entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "length")
-    return sum(int(length) for length in lengths if length.isdecimal())
-
-
-def check_valid(path: Path) -> None:
+def check_valid(path: Path, files: Mapping[str, Path]) -> None:
     """Refuse a model that no provider of ONNX Runtime loads: a simulation would make its types agree.
 
     That the CPU provider lacks a kernel is no reason.
 
     Args:
         path: The model.
+        files: Location -> real path of its files of weights, which may be links.
 
     Raises:
         InputError: ONNX Runtime finds the graph invalid.
     """
-    problem, _ = load_in_child(path, "ORT_DISABLE_ALL", CPU)
+    with without_links(path, files) as file:
+        problem, _ = load_in_child(file, "ORT_DISABLE_ALL", CPU)
     if "Load model from" in problem and ("INVALID_GRAPH" in problem or "Type Error" in problem):
         raise InputError(f"{path}: is no valid model: {problem}", "onnx.checker.check_model on it")
 
