@@ -221,7 +221,7 @@ def convert(
             with clock.stage("check"):
                 checked = check_file(written, promised, ir_model, target, source)
         # Before the model takes its place, so that a full disk leaves neither.
-        write_profile(target_path, written, target, checked)
+        write_profile(written, target, checked)
         if save_plan is not None:
             atomic_text(Path(save_plan), planned.plan.to_json())
     clock.seconds["write"] -= clock.seconds.get("check", 0.0) + clock.seconds.get("sync", 0.0)
