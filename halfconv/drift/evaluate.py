@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from halfconv.check import CPU, CUDA, LARGE_BYTES, external_bytes, load_in_child
+from halfconv.drift.sessions import Session
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
 from halfconv.external import without_links
@@ -28,7 +30,7 @@ class Evaluator:
 
     Args:
         label: What messages call the model.
-        session: An ``onnxruntime.InferenceSession``.
+        session: An ``onnxruntime.InferenceSession``, or a `halfconv.drift.sessions.Session`.
         kept: What must live as long as the session.
 
     Attributes:
@@ -69,6 +71,8 @@ class Evaluator:
 
     def close(self) -> None:
         """Release the session and its files."""
+        if isinstance(self._session, Session):
+            self._session.close()
         self._session = None
         if self._kept is not None:
             self._kept.close()
@@ -188,13 +192,14 @@ def evaluate_simulation(simulation: Simulation, label: str) -> Evaluator:
 
 
 def _session(source: str | bytes, level: str, provider: str, *, large: bool = False) -> Any:
+    settings = {"session.disable_prepacking": "1"} if large else {}
+    if provider == CPU:
+        return Session(source if isinstance(source, bytes) else os.path.abspath(source), level, [CPU], settings)  # noqa: PTH100
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    if large:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    if provider != CPU and hasattr(onnxruntime, "preload_dlls"):
+    if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
-    return onnxruntime.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))
+    return onnxruntime.InferenceSession(source, options, providers=[provider, CPU])
