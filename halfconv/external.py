@@ -49,6 +49,9 @@ def data_file(tensor: TensorProto, needed: int, label: str, model: Path, root: P
         InputError: The file is missing, too short, or somewhere else.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    for text in entries.values():
+        if not isinstance(text, str):  # protobuf hands out bytes that are not UTF-8 as they are
+            raise InputError(f"{label}: the text {bytes(text)!r} of its data file is not UTF-8", "export or download it again")
     location = entries.get("location", "")
     folder = model.absolute().parent
     places = entries.get("offset", "0"), entries.get("length", str(needed))

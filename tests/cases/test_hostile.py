@@ -262,6 +262,13 @@ def test_external_tensors_that_claim_too_much(dims: list[int], folder: Path) -> 
         halfconv.convert(source)
 
 
+def test_a_data_file_whose_name_is_no_text(folder: Path) -> None:
+    source = save_external(folder)
+    source.write_bytes(source.read_bytes().replace(b"weights.bin", b"\xffeights.bin"))
+    with pytest.raises(halfconv.InputError, match="UTF-8"):
+        halfconv.convert(source)
+
+
 def test_a_pipe_in_place_of_weights(folder: Path) -> None:
     source = save_external(folder)
     (folder / "weights.bin").unlink()
