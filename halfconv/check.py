@@ -38,6 +38,8 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Promise = tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]]
 #: Beyond this many bytes of weights a session is opened without optimisation: its constant folding takes memory and time.
 BIG_BYTES = 10**9
+#: Beyond this many nodes, too: ONNX Runtime takes minutes over 100,000.
+MANY_NODES = 50_000
 #: Beyond this many bytes of weights in external files, they stay there, mapped into memory.
 LARGE_BYTES = 1 << 26
 #: Seconds that a session may take to load.
@@ -159,6 +161,9 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
     levels = LEVELS[1:] if mapped else LEVELS if weights <= BIG_BYTES else LEVELS[-1:]
     if mapped:
         notes.append("loaded without constant folding, so that its weights stay in their files")
+    elif (nodes := sum(1 for _ in ir.traversal.RecursiveGraphIterator(model.graph))) > MANY_NODES:
+        levels = LEVELS[-1:]
+        notes.append(f"loaded without optimisation, because it has {nodes:,} nodes")
     elif levels != LEVELS:
         notes.append(f"loaded without optimisation, because the weights are over {BIG_BYTES / 1e9:g} GB")
     problem = version = ""
