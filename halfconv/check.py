@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,15 +18,18 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from halfconv.errors import CheckFailed, EnvironmentProblem, InputError
+from halfconv.errors import CheckFailed, EnvironmentProblem, HalfconvError, InputError
+from halfconv.external import without_links
 from halfconv.graph.kernels import table_source
 from halfconv.graph.names import values_of
 from halfconv.graph.schema import known_to_onnx, signature
+from halfconv.model import SourceModel
 from halfconv.runtime import load_check
 from halfconv.runtime.load_check import LEVELS
 
 __all__ = [
-    "BIG_BYTES", "CPU", "CUDA", "LARGE_BYTES", "CheckResult", "check_file", "load_in_child", "require_runtime", "runtime_package"
+    "BIG_BYTES", "CPU", "CUDA", "LARGE_BYTES", "CheckResult", "check_file", "external_bytes", "load_in_child", "require_runtime",
+    "runtime_package", "say_exit",
 ]  # fmt: skip
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -33,10 +38,14 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Promise = tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]]
 #: Beyond this many bytes of weights a session is opened without optimisation: its constant folding takes memory and time.
 BIG_BYTES = 10**9
+#: Beyond this many nodes, too: ONNX Runtime takes minutes over 100,000.
+MANY_NODES = 50_000
 #: Beyond this many bytes of weights in external files, they stay there, mapped into memory.
 LARGE_BYTES = 1 << 26
 #: Seconds that a session may take to load.
 LOAD_TIMEOUT = 600
+#: Bytes that it may take; a larger model gets 8 times its size.
+LOAD_BYTES = 4 << 30
 #: Said where BF16 kernels could not be tried.
 NO_BF16 = (
     "no session was tried: ONNX Runtime's CPU provider loads no BF16 model, so only onnx's checker and the kernel table of {} "
@@ -106,7 +115,7 @@ def require_runtime() -> str:
     return name
 
 
-def check_file(path: Path, promised: Promise, model: ir.Model, target: str, source: Path) -> CheckResult:
+def check_file(path: Path, promised: Promise, model: ir.Model, target: str, source: SourceModel) -> CheckResult:
     """Check a written model.
 
     Args:
@@ -114,7 +123,7 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
         promised: The inputs and outputs that it must have.
         model: The same model in memory, for its operators and weights.
         target: Where it will run.
-        source: The file that was converted: what it fails too is not the conversion's fault.
+        source: The model that was converted: what its file fails too is not the conversion's fault.
 
     Raises:
         InputError: The source itself fails the check.
@@ -152,6 +161,9 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
     levels = LEVELS[1:] if mapped else LEVELS if weights <= BIG_BYTES else LEVELS[-1:]
     if mapped:
         notes.append("loaded without constant folding, so that its weights stay in their files")
+    elif (nodes := sum(1 for _ in ir.traversal.RecursiveGraphIterator(model.graph))) > MANY_NODES:
+        levels = LEVELS[-1:]
+        notes.append(f"loaded without optimisation, because it has {nodes:,} nodes")
     elif levels != LEVELS:
         notes.append(f"loaded without optimisation, because the weights are over {BIG_BYTES / 1e9:g} GB")
     problem = version = ""
@@ -160,12 +172,13 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
         if not problem:
             return CheckResult(checked, True, level, provider, version, tuple(notes))
         notes.append(f"ONNX Runtime fails at {level}: {problem}")
-    source_problem, _ = load_in_child(source, LEVELS[-1], CPU, mapped=mapped)
+    with without_links(source.path, source.locations) as file:
+        source_problem, _ = load_in_child(file, LEVELS[-1], CPU, mapped=mapped)
     if source_problem:
         if _holds(model, ir.DataType.BFLOAT16):
             note = "no session could be tried: the source holds BF16 values, which ONNX Runtime's CPU provider cannot run"
             return CheckResult(checked, None, "", "", version, (*notes[:1], note) if not checked else (note,))
-        raise InputError(f"{source}: ONNX Runtime cannot load the source itself: {source_problem}", "export it again")
+        raise InputError(f"{source.path}: ONNX Runtime cannot load the source itself: {source_problem}", "export it again")
     raise CheckFailed(f"the converted model loads at no optimisation level: {problem}", "--block-op on the operator it names")
 
 
@@ -174,12 +187,16 @@ def _holds(model: ir.Model, dtype: ir.DataType) -> bool:
     return any(value.dtype == dtype for graph in model.graphs() for value in values_of(graph))
 
 
-def _blame_source(source: Path, *, full_check: bool) -> None:
+def _blame_source(source: SourceModel, *, full_check: bool) -> None:
     """Raise if the source fails the checker too."""
     try:
-        onnx.checker.check_model(str(source), full_check=full_check)
+        with without_links(source.path, source.locations) as file:
+            onnx.checker.check_model(str(file), full_check=full_check)
+    except HalfconvError:
+        raise
     except Exception as error:
-        raise InputError(f"{source}: onnx's checker refuses the source itself: {_first_line(error)}", "export it again") from None
+        words = f"{source.path}: onnx's checker refuses the source itself: {_first_line(error)}"
+        raise InputError(words, "export it again") from None
 
 
 def _is_runtimes_own(node: ir.Node, model: ir.Model) -> bool:
@@ -230,16 +247,42 @@ def load_in_child(path: Path, level: str, provider: str, *, mapped: bool = False
         What went wrong ("" if nothing), and the runtime's version.
     """
     # By path and without the script's folder on the import path: the child need not find halfconv, and nothing shadows a package.
-    command = [sys.executable, "-P", load_check.__file__, str(path), level, provider, *(["mapped"] if mapped else [])]
+    memory = max(LOAD_BYTES, 8 * _bytes_of(path)) if provider == CPU else 0
+    command = [sys.executable, "-P", load_check.__file__, str(path), level, provider, str(memory), *(["mapped"] if mapped else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
         return f"no answer in {LOAD_TIMEOUT} s", ""
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
-        return f"the runtime ended its process (exit code {done.returncode})", ""
+        return say_exit(done.returncode), ""
     answer = json.loads(lines[-1])
     return re.sub(r"\s+", " ", answer["error"])[:300], answer["version"]
+
+
+def say_exit(code: int) -> str:
+    """Say how a process of the runtime ended."""
+    name = ""
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-code).name if code < 0 else ""
+    return f"the runtime ended its process ({name or f'exit code {code}'})"
+
+
+def _bytes_of(path: Path) -> int:
+    """Return the size of a model and of the weights that its folder holds for it."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size + external_bytes(path)
+    return 0
+
+
+def external_bytes(path: Path) -> int:
+    """Return how many bytes of weights a model has in other files."""
+    try:
+        graph = onnx.load_model(path, load_external_data=False).graph
+    except Exception:
+        return 0  # which is the session's to say
+    lengths = (entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "length")
+    return sum(int(length) for length in lengths if length.isdecimal())
 
 
 def _first_line(error: Exception) -> str:

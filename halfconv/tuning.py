@@ -14,6 +14,7 @@ from halfconv.drift.compare import open_reference
 from halfconv.drift.evaluate import Evaluator
 from halfconv.drift.gate import HARD, Gate, make_gate
 from halfconv.drift.report import SYNTHETIC, DriftReport
+from halfconv.drift.sessions import bounded
 from halfconv.drift.task import Metric, accuracy, find_metrics, labels_of
 from halfconv.errors import InputError, UsageError
 from halfconv.planning import Planned
@@ -34,6 +35,10 @@ __all__ = ["Tuned", "Tuning", "tune"]
 
 #: Rules of the block list that samples do not clear: what they protect from shows with other inputs than the samples.
 KEPT = frozenset({"quantised", "shape-arithmetic"})
+#: Seconds and bytes that runs may take which nobody asked for; a larger model gets 8 times its size.
+UNASKED_SECONDS, UNASKED_BYTES = 120, 4 << 30
+#: Nodes up to which a model is run without being asked: to instrument and load 8,000 takes a minute.
+UNASKED_NODES = 20_000
 #: Samples that are made up where none are given.
 SYNTHETIC_COUNT = 2
 
@@ -119,8 +124,11 @@ def tune(
             return 0, None, []
         if (size := planned.source.bytes) > BIG_BYTES:
             return 0, None, [f"not simulated: the model has {size / 1e9:.1f} GB; --samples does it all the same"]
+        if (nodes := len(planned.names.node)) > UNASKED_NODES:
+            return 0, None, [f"not simulated: the model has {nodes:,} nodes; --samples does it all the same"]
         try:
-            return 0, _tuned(planned, tuning, on_progress), []
+            with bounded(UNASKED_SECONDS, max(UNASKED_BYTES, 8 * size)):
+                return 0, _tuned(planned, tuning, on_progress), []
         except InputError as error:
             return 0, None, [f"not simulated, so overflow would not be seen: {str(error).partition('; try:')[0]}"]
     tried = [_tuned(known, tuning, on_progress) for known in plans]

@@ -52,6 +52,7 @@ def validate(
     metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
     seed: int = 0,
     baseline: str | os.PathLike[str] | None = None,
+    allow_links: str | os.PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> DriftReport:
     """Compare a half-precision model with its FP32 reference.
@@ -69,6 +70,7 @@ def validate(
             asked for where samples hold labels.
         seed: Seed of synthetic samples.
         baseline: A committed baseline to compare with.
+        allow_links: A folder; data files that are links are read if their real path lies below it.
         on_progress: Called as each stage begins, and as it goes on.
 
     Returns:
@@ -90,7 +92,7 @@ def validate(
     wanted = find_metrics(metrics)
     paths, clock = (Path(reference), Path(candidate)), StageClock(on_progress)
     with clock.stage("load"):
-        source, half = load(paths[0]), load(paths[1])
+        source, half = load(paths[0], allow_links), load(paths[1], allow_links)
         _check_interfaces(source.model, half.model, paths)
         to, warnings = _format(source.model, half.model, paths)
         scopes, made = origins(source.model), origins(half.model)
@@ -106,7 +108,7 @@ def validate(
         with clock.stage("simulate" if on == "simulate" else "open"):
             simulation = simulate(half) if to and on == "simulate" else None
             ours = stack.enter_context(open_reference(source, on))
-            theirs = stack.enter_context(_candidate(paths[1], simulation, on))
+            theirs = stack.enter_context(_candidate(half, simulation, on))
         with clock.stage("run"):
             used = given if given is not None else fitting_samples(source.model, count, seed, ours.run)
             # Accuracy that nobody asked for is given up where the labels fit no output.
@@ -115,7 +117,7 @@ def validate(
         outputs = tuple(gate.judge(found.accumulators[name].result(name)) for name in names)
         if simulation is not None and simulation.fused and all(output.passed for output in outputs):
             with clock.stage("as written"):
-                warnings += _as_written(paths[1], simulation, found.worst, ours, gate, to)
+                warnings += _as_written(half, simulation, found.worst, ours, gate, to)
     warnings += [SYNTHETIC] * (used.kind == "synthetic") + [CPU_HIDES] * (on == "cpu")
     report = DriftReport(
         reference=str(paths[0]), candidate=str(paths[1]), on=on, to=to or "fp16", samples=found.total, sample_kind=used.kind,
@@ -126,7 +128,7 @@ def validate(
     if layers or failed:
         whole = layers and not used.once
         with clock.stage("locate"):
-            inside, note = _locate(paths, used if whole else [found.worst], made, scopes, everything=layers)
+            inside, note = _locate((source, half), used if whole else [found.worst], made, scopes, everything=layers)
         warnings += [*note, *([ONCE] if layers and used.once else [])]
         report = replace(
             report, layers=inside if layers else None, first_bad="" if report.passed else first_bad(inside, _limit(gate))
@@ -196,16 +198,19 @@ def open_reference(source: SourceModel, on: str) -> Evaluator:
     """
     path = source.path
     if not _holds(source.model):
-        return evaluate_file(path)
+        return evaluate_file(path, source.locations)
     # It is loaded anew, because a simulation uses a model up.
-    return evaluate_simulation(simulate(load(path)), str(path)) if on == "simulate" else evaluate_file(path, isolated=True)
+    if on == "simulate":
+        return evaluate_simulation(simulate(load(path, source.root)), str(path))
+    return evaluate_file(path, source.locations, isolated=True)
 
 
-def _candidate(path: Path, simulation: Simulation | None, on: str) -> Evaluator:
+def _candidate(model: SourceModel, simulation: Simulation | None, on: str) -> Evaluator:
+    path = model.path
     if simulation is not None:
-        check_valid(path)
+        check_valid(path, model.locations)
         return evaluate_simulation(simulation, str(path))
-    return evaluate_file(path, provider=CUDA if on == "cuda" else CPU, isolated=True)
+    return evaluate_file(path, model.locations, provider=CUDA if on == "cuda" else CPU, isolated=True)
 
 
 def _run(
@@ -219,10 +224,10 @@ def _run(
     return found
 
 
-def _as_written(path: Path, simulation: Simulation, sample: Sample, ours: Evaluator, gate: Gate, to: str) -> list[str]:
+def _as_written(model: SourceModel, simulation: Simulation, sample: Sample, ours: Evaluator, gate: Gate, to: str) -> list[str]:
     """Warn where only ONNX Runtime's fusions keep a sample's drift small: other runtimes may not have them."""
-    names = ours.outputs
-    with evaluate_simulation(simulate(load(path), as_written=True), str(path)) as theirs:
+    names, path = ours.outputs, model.path
+    with evaluate_simulation(simulate(load(path, model.root), as_written=True), str(path)) as theirs:
         accumulators = _run([sample], ours, theirs, names, to, MetricMeans({})).accumulators
     broken = [failure for name in names for failure in gate.judge(accumulators[name].result(name)).failures]
     if not broken:
@@ -236,17 +241,17 @@ def _limit(gate: Gate) -> float:
 
 
 def _locate(
-    paths: tuple[Path, Path], samples: Iterable[Sample], made: Origins, scopes: Origins, *, everything: bool
+    pair: tuple[SourceModel, SourceModel], samples: Iterable[Sample], made: Origins, scopes: Origins, *, everything: bool
 ) -> tuple[tuple[LayerDrift, ...], list[str]]:
     """Compare the values inside; both models are loaded anew, because comparing uses them up."""
 
     def models() -> tuple[ir.Model, Simulation]:
-        source = load(paths[0])
-        prepare(source.model, label=str(paths[0]), fuse=False)
-        return source.model, simulate(load(paths[1]))
+        source, half = (load(model.path, model.root) for model in pair)
+        prepare(source.model, label=str(source.path), fuse=False)
+        return source.model, simulate(half)
 
     try:
-        found = localise(models, samples, made, scopes, str(paths[1]), everything=everything)
+        found = localise(models, samples, made, scopes, str(pair[1].path), everything=everything)
     except InputError as error:
         return (), [f"the values inside could not be compared: {str(error).partition('; try:')[0]}"]
     if not found:

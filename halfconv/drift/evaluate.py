@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from halfconv.check import CPU, CUDA, LARGE_BYTES, load_in_child
+from halfconv.check import CPU, CUDA, LARGE_BYTES, external_bytes, load_in_child
+from halfconv.drift.sessions import Session
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
+from halfconv.external import without_links
 from halfconv.runtime.load_check import LEVELS
 from halfconv.weight_files import room_for, write_weights
 
@@ -28,7 +30,7 @@ class Evaluator:
 
     Args:
         label: What messages call the model.
-        session: An ``onnxruntime.InferenceSession``.
+        session: An ``onnxruntime.InferenceSession``, or a `halfconv.drift.sessions.Session`.
         kept: What must live as long as the session.
 
     Attributes:
@@ -69,6 +71,8 @@ class Evaluator:
 
     def close(self) -> None:
         """Release the session and its files."""
+        if isinstance(self._session, Session):
+            self._session.close()
         self._session = None
         if self._kept is not None:
             self._kept.close()
@@ -91,11 +95,12 @@ def _fitted(value: Any, kind: str) -> Any:
         return value.astype(wanted)
 
 
-def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) -> Evaluator:
+def evaluate_file(path: Path, files: Mapping[str, Path] | None = None, *, provider: str = CPU, isolated: bool = False) -> Evaluator:
     """Open a model file on a provider, at the highest optimisation level at which it loads.
 
     Args:
         path: The model.
+        files: Location -> real path of its files of weights, which may be links.
         provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``.
         isolated: Whether to try each level in a child process first: ONNX Runtime may end the process on a half model.
 
@@ -103,55 +108,47 @@ def evaluate_file(path: Path, *, provider: str = CPU, isolated: bool = False) ->
         InputError: It loads at no level.
         EnvironmentProblem: The provider cannot be used here.
     """
-    import onnxruntime
-
     problem = ""
-    large = provider == CPU and _external_bytes(path) > LARGE_BYTES
-    for level in LEVELS[-1:] if large else LEVELS:
-        if isolated:
-            problem, _ = load_in_child(path, level, provider)
-            if problem:
+    large = provider == CPU and external_bytes(path) > LARGE_BYTES
+    with ExitStack() as kept:
+        file = kept.enter_context(without_links(path, files or {}))
+        for level in LEVELS[-1:] if large else LEVELS:
+            if isolated:
+                problem, _ = load_in_child(file, level, provider)
+                if problem:
+                    continue
+            try:
+                session = _session(str(file), level, provider, large=large)
+            except Exception as error:
+                problem = " ".join(str(error).split())[:300]
                 continue
-        try:
-            session = _session(str(path), level, provider, large=large)
-        except Exception as error:
-            problem = " ".join(str(error).split())[:300]
-            continue
-        if session.get_providers()[0] != provider:
-            raise EnvironmentProblem(
-                f"{provider.removesuffix('ExecutionProvider')} cannot be used here: onnxruntime {onnxruntime.__version__} "
-                f"offers {', '.join(session.get_providers())}",
-                "--on simulate, or a machine with a GPU and halfconv[gpu]",
-            )
-        return Evaluator(str(path), session)
+            if session.get_providers()[0] != provider:
+                raise EnvironmentProblem(
+                    f"{provider.removesuffix('ExecutionProvider')} cannot be used here: ONNX Runtime offers "
+                    f"{', '.join(session.get_providers())}",
+                    "--on simulate, or a machine with a GPU and halfconv[gpu]",
+                )
+            return Evaluator(str(path), session, kept.pop_all())
     if provider == CUDA and "did not load" in problem:
         raise EnvironmentProblem(f"CUDA cannot be used here: {problem}", "--on simulate, or a GPU and halfconv[gpu]")
     advice = "onnx.checker.check_model on it"
     raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", f"--on simulate, or {advice}" if isolated else advice)
 
 
-def _external_bytes(path: Path) -> int:
-    """Return how many bytes of weights a model has in other files."""
-    try:
-        graph = onnx.load_model(path, load_external_data=False).graph
-    except Exception:
-        return 0  # which is the session's to say
-    lengths = (entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "length")
-    return sum(int(length) for length in lengths if length.isdecimal())
-
-
-def check_valid(path: Path) -> None:
+def check_valid(path: Path, files: Mapping[str, Path]) -> None:
     """Refuse a model that no provider of ONNX Runtime loads: a simulation would make its types agree.
 
     That the CPU provider lacks a kernel is no reason.
 
     Args:
         path: The model.
+        files: Location -> real path of its files of weights, which may be links.
 
     Raises:
         InputError: ONNX Runtime finds the graph invalid.
     """
-    problem, _ = load_in_child(path, "ORT_DISABLE_ALL", CPU)
+    with without_links(path, files) as file:
+        problem, _ = load_in_child(file, "ORT_DISABLE_ALL", CPU)
     if "Load model from" in problem and ("INVALID_GRAPH" in problem or "Type Error" in problem):
         raise InputError(f"{path}: is no valid model: {problem}", "onnx.checker.check_model on it")
 
@@ -195,13 +192,14 @@ def evaluate_simulation(simulation: Simulation, label: str) -> Evaluator:
 
 
 def _session(source: str | bytes, level: str, provider: str, *, large: bool = False) -> Any:
+    settings = {"session.disable_prepacking": "1"} if large else {}
+    if provider == CPU:
+        return Session(source if isinstance(source, bytes) else os.path.abspath(source), level, [CPU], settings)  # noqa: PTH100
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    if large:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    if provider != CPU and hasattr(onnxruntime, "preload_dlls"):
+    if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
-    return onnxruntime.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))
+    return onnxruntime.InferenceSession(source, options, providers=[provider, CPU])
