@@ -97,7 +97,7 @@ class _Worker:
                     timer.daemon = True
                     timer.start()
                 done, answer = self._exchange(method, arguments, None if bounds is None else bounds.memory)
-            except (EOFError, OSError):
+            except (EOFError, OSError, ValueError, LookupError, AttributeError):  # it is gone, or what it says is no message
                 self.end()
                 late = bounds is not None and time.monotonic() >= bounds.deadline
                 self.problem = _late(bounds) if late else say_exit(self._process.returncode)

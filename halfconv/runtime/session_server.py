@@ -1,13 +1,14 @@
 """Hold ONNX Runtime's sessions in a process of its own: ``python session_server.py``, requests on standard input.
 
 A model may end the process that runs it (a crash, a mapped file that shrinks), run for ever, or ask for all memory: here, that
-harms nobody else. `halfconv.drift.sessions` asks. A message is its length, 8 bytes, and a pickle.
+harms nobody else. `halfconv.drift.sessions` asks. What a model did to this process must not reach the other side, so messages hold
+data only: a JSON text, in which arrays are numbered, and the bytes of these arrays; before each its length, 8 bytes.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import queue
 import signal
 import struct
@@ -15,27 +16,91 @@ import sys
 import threading
 from typing import Any, BinaryIO
 
+import numpy as np
+
 
 def receive(stream: BinaryIO) -> Any:
     """Read a message.
 
     Raises:
         EOFError: The other side is gone.
+        ValueError: It is no message.
     """
+    tree = json.loads(_read(stream))
+    buffers = [_read(stream) for _ in range(tree["buffers"])]
+    return _unpacked(tree["message"], buffers)
+
+
+def send(stream: BinaryIO, message: Any) -> None:
+    """Write a message.
+
+    Args:
+        stream: Where.
+        message: None, truth values, numbers, texts, bytes and arrays; lists, tuples (which become lists) and dictionaries of them.
+
+    Raises:
+        TypeError: It holds something else.
+    """
+    buffers: list[bytes] = []
+    tree = _packed(message, buffers)
+    for part in (json.dumps({"message": tree, "buffers": len(buffers)}).encode(), *buffers):
+        stream.write(struct.pack("<Q", len(part)))
+        stream.write(part)
+    stream.flush()
+
+
+def _read(stream: BinaryIO) -> bytes:
     head = stream.read(8)
     size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     data = stream.read(size)
     if len(head) < 8 or len(data) < size:
         raise EOFError
-    return pickle.loads(data)
+    return data
 
 
-def send(stream: BinaryIO, message: Any) -> None:
-    """Write a message."""
-    data = pickle.dumps(message, protocol=5)
-    stream.write(struct.pack("<Q", len(data)))
-    stream.write(data)
-    stream.flush()
+def _packed(value: Any, buffers: list[bytes]) -> Any:
+    """Return what JSON can hold of a value; the rest is added to the buffers."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return {"list": [_packed(item, buffers) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[_packed(key, buffers), _packed(item, buffers)] for key, item in value.items()]}
+    if isinstance(value, bytes):
+        buffers.append(value)
+        return {"bytes": len(buffers) - 1}
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"a {type(value).__name__} cannot be sent")
+    array = np.asarray(value)
+    shape = list(array.shape)
+    if array.dtype.kind in "OSU":
+        return {"texts": [item.decode() if isinstance(item, bytes) else str(item) for item in array.reshape(-1)], "shape": shape}
+    buffers.append(np.ascontiguousarray(array).tobytes())
+    return {"array": len(buffers) - 1, "dtype": array.dtype.name, "shape": shape}
+
+
+def _unpacked(tree: Any, buffers: list[bytes]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "list" in tree:
+        return [_unpacked(item, buffers) for item in tree["list"]]
+    if "dict" in tree:
+        return {_unpacked(key, buffers): _unpacked(item, buffers) for key, item in tree["dict"]}
+    if "bytes" in tree:
+        return buffers[tree["bytes"]]
+    if "texts" in tree:
+        return np.array(tree["texts"], object).reshape(tree["shape"])
+    return np.frombuffer(bytearray(buffers[tree["array"]]), _dtype(tree["dtype"])).reshape(tree["shape"])
+
+
+def _dtype(name: str) -> Any:
+    """Return an element type; those that numpy lacks come from ml_dtypes."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
 
 
 class Server:
@@ -118,7 +183,7 @@ def serve() -> None:
             answer = False, f"{type(error).__name__}: {error}" if isinstance(error, MemoryError) else str(error)
         try:
             send(answers, answer)
-        except (pickle.PicklingError, TypeError, MemoryError) as error:
+        except (TypeError, UnicodeError, MemoryError) as error:
             send(answers, (False, f"{type(error).__name__}: {error}"))
 
 
