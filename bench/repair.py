@@ -67,9 +67,10 @@ CASES = (
 )
 HIGHEST = """
 import pathlib, sys
-from halfconv.check import CPU, load_in_child
-from halfconv.runtime.load_check import LEVELS
-print(next((level for level in LEVELS if not load_in_child(pathlib.Path(sys.argv[1]), level, CPU)[0]), ""))
+from halfconv.check import load_in_child
+from halfconv.runtime.session_server import CPU, LEVELS
+model = pathlib.Path(sys.argv[1])
+print(next((level for level in LEVELS if not load_in_child(model, level, CPU, model.stat().st_size)[0]), ""))
 """
 COLUMNS = {
     "rel_l2": ("rel_l2", ".2e"),

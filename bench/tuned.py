@@ -57,7 +57,7 @@ def prepare(folder: Path, keys: list[str], *, to: str = "fp16") -> None:
         })  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
         arrays: dict[str, np.ndarray] = {}
-        with evaluate_file(zoo.model(key)) as reference:
+        with evaluate_file(zoo.model(key), {}) as reference:
             for number, sample in enumerate(open_samples(given, input_specs(load(zoo.model(key)).model))):
                 if number == SAMPLES:
                     break

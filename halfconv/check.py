@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +12,33 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from halfconv.errors import CheckFailed, EnvironmentProblem, InputError
+from halfconv.errors import CheckFailed, EnvironmentProblem, HalfconvError, InputError
+from halfconv.external import without_links
 from halfconv.graph.kernels import table_source
 from halfconv.graph.names import values_of
 from halfconv.graph.schema import known_to_onnx, signature
-from halfconv.runtime import load_check
-from halfconv.runtime.load_check import LEVELS
+from halfconv.model import SourceModel
+from halfconv.runtime.session_server import CPU, LEVELS
+from halfconv.runtime_process import RuntimeProcess
 
 __all__ = [
-    "BIG_BYTES", "CPU", "CUDA", "LARGE_BYTES", "CheckResult", "check_file", "load_in_child", "require_runtime", "runtime_package"
+    "BIG_BYTES", "CPU", "CUDA", "LARGE_BYTES", "CheckResult", "check_file", "load_in_child", "require_runtime", "runtime_package",
 ]  # fmt: skip
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 
 #: Inputs and outputs.
 Promise = tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]]
 #: Beyond this many bytes of weights a session is opened without optimisation: its constant folding takes memory and time.
 BIG_BYTES = 10**9
+#: Beyond this many nodes, too: ONNX Runtime takes minutes over 100,000.
+MANY_NODES = 50_000
 #: Beyond this many bytes of weights in external files, they stay there, mapped into memory.
 LARGE_BYTES = 1 << 26
 #: Seconds that a session may take to load.
 LOAD_TIMEOUT = 600
+#: Bytes that it may take; a larger model gets 8 times its size.
+LOAD_BYTES = 4 << 30
 #: Said where BF16 kernels could not be tried.
 NO_BF16 = (
     "no session was tried: ONNX Runtime's CPU provider loads no BF16 model, so only onnx's checker and the kernel table of {} "
@@ -106,7 +108,7 @@ def require_runtime() -> str:
     return name
 
 
-def check_file(path: Path, promised: Promise, model: ir.Model, target: str, source: Path) -> CheckResult:
+def check_file(path: Path, promised: Promise, model: ir.Model, target: str, source: SourceModel) -> CheckResult:
     """Check a written model.
 
     Args:
@@ -114,7 +116,7 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
         promised: The inputs and outputs that it must have.
         model: The same model in memory, for its operators and weights.
         target: Where it will run.
-        source: The file that was converted: what it fails too is not the conversion's fault.
+        source: The model that was converted: what its file fails too is not the conversion's fault.
 
     Raises:
         InputError: The source itself fails the check.
@@ -152,20 +154,24 @@ def check_file(path: Path, promised: Promise, model: ir.Model, target: str, sour
     levels = LEVELS[1:] if mapped else LEVELS if weights <= BIG_BYTES else LEVELS[-1:]
     if mapped:
         notes.append("loaded without constant folding, so that its weights stay in their files")
+    elif (nodes := sum(1 for _ in ir.traversal.RecursiveGraphIterator(model.graph))) > MANY_NODES:
+        levels = LEVELS[-1:]
+        notes.append(f"loaded without optimisation, because it has {nodes:,} nodes")
     elif levels != LEVELS:
         notes.append(f"loaded without optimisation, because the weights are over {BIG_BYTES / 1e9:g} GB")
-    problem = version = ""
+    problem, version, size = "", "", path.stat().st_size + outside
     for level in levels:
-        problem, version = load_in_child(path, level, provider, mapped=mapped)
+        problem, version = load_in_child(path, level, provider, size, mapped=mapped)
         if not problem:
             return CheckResult(checked, True, level, provider, version, tuple(notes))
         notes.append(f"ONNX Runtime fails at {level}: {problem}")
-    source_problem, _ = load_in_child(source, LEVELS[-1], CPU, mapped=mapped)
+    with without_links(source.path, source.locations) as file:
+        source_problem, _ = load_in_child(file, LEVELS[-1], CPU, source.bytes, mapped=mapped)
     if source_problem:
         if _holds(model, ir.DataType.BFLOAT16):
             note = "no session could be tried: the source holds BF16 values, which ONNX Runtime's CPU provider cannot run"
             return CheckResult(checked, None, "", "", version, (*notes[:1], note) if not checked else (note,))
-        raise InputError(f"{source}: ONNX Runtime cannot load the source itself: {source_problem}", "export it again")
+        raise InputError(f"{source.path}: ONNX Runtime cannot load the source itself: {source_problem}", "export it again")
     raise CheckFailed(f"the converted model loads at no optimisation level: {problem}", "--block-op on the operator it names")
 
 
@@ -174,12 +180,16 @@ def _holds(model: ir.Model, dtype: ir.DataType) -> bool:
     return any(value.dtype == dtype for graph in model.graphs() for value in values_of(graph))
 
 
-def _blame_source(source: Path, *, full_check: bool) -> None:
+def _blame_source(source: SourceModel, *, full_check: bool) -> None:
     """Raise if the source fails the checker too."""
     try:
-        onnx.checker.check_model(str(source), full_check=full_check)
+        with without_links(source.path, source.locations) as file:
+            onnx.checker.check_model(str(file), full_check=full_check)
+    except HalfconvError:
+        raise
     except Exception as error:
-        raise InputError(f"{source}: onnx's checker refuses the source itself: {_first_line(error)}", "export it again") from None
+        words = f"{source.path}: onnx's checker refuses the source itself: {_first_line(error)}"
+        raise InputError(words, "export it again") from None
 
 
 def _is_runtimes_own(node: ir.Node, model: ir.Model) -> bool:
@@ -217,29 +227,25 @@ def _provider(target: str) -> str:
     return CPU
 
 
-def load_in_child(path: Path, level: str, provider: str, *, mapped: bool = False) -> tuple[str, str]:
-    """Open a session in a child process.
+def load_in_child(path: Path, level: str, provider: str, size: int, *, mapped: bool = False) -> tuple[str, str]:
+    """Open a session in a process of its own.
 
     Args:
         path: Model file.
         level: A name of ONNX Runtime's optimisation levels.
         provider: Execution provider.
+        size: Bytes of the model with its weights.
         mapped: Whether weights in external files stay there, mapped into memory.
 
     Returns:
         What went wrong ("" if nothing), and the runtime's version.
     """
-    # By path and without the script's folder on the import path: the child need not find halfconv, and nothing shadows a package.
-    command = [sys.executable, "-P", load_check.__file__, str(path), level, provider, *(["mapped"] if mapped else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:
-        return f"no answer in {LOAD_TIMEOUT} s", ""
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        return f"the runtime ended its process (exit code {done.returncode})", ""
-    answer = json.loads(lines[-1])
-    return re.sub(r"\s+", " ", answer["error"])[:300], answer["version"]
+    with RuntimeProcess(LOAD_TIMEOUT, max(LOAD_BYTES, 8 * size) if provider == CPU else None) as process:
+        try:
+            session = process.open(path, level, provider, mapped=mapped, threads=1)
+        except InputError as error:
+            return " ".join(str(error).split())[:300], ""
+        return "" if provider in session.get_providers() else f"{provider} did not load", session.version
 
 
 def _first_line(error: Exception) -> str:

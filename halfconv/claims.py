@@ -18,6 +18,7 @@ from typing import IO
 import onnx
 
 from halfconv.graph.protos import graphs_of
+from halfconv.profile import profile_path
 
 try:
     import fcntl
@@ -49,12 +50,14 @@ class Claim:
         self.stem = f"{output.stem}.{mark}"
 
     def replace(self) -> None:
-        """Put the model in place, and remove the weights of the one that it replaces."""
+        """Put the model in place, then its profile, and remove the weights of the model that it replaces."""
         with _locked_folder(self.output.parent):
             stale = data_files(self.output)  # none of them is this run's, whose mark is new
             self._file.write(json.dumps(sorted(file.name for file in stale)))
             self._file.flush()
             self.temporary.replace(self.output)
+            if (profile := profile_path(self.temporary)).exists():
+                profile.replace(profile_path(self.output))
             for file in stale:
                 file.unlink(missing_ok=True)
 
@@ -69,12 +72,14 @@ def claimed(output: Path) -> Iterator[Claim]:
     Raises:
         OSError: The folder cannot be written.
     """
-    _clean(output)
     mark = secrets.token_hex(6)
     path = output.parent / f".{output.name}.{mark}.part"
     try:
-        with path.open("w") as file:
-            _lock(file, wait=False)
+        with contextlib.ExitStack() as stack:
+            with _locked_folder(output.parent):  # or else another run could take the file for one that was left before it is locked
+                _clean(output)
+                file = stack.enter_context(path.open("w"))
+                _lock(file, wait=False)
             yield Claim(output, mark, file)
     finally:
         _remove(output, mark)
@@ -115,11 +120,13 @@ def _clean(output: Path) -> None:
         found = pattern.fullmatch(entry.name)
         if found is None or entry.is_symlink() or not entry.is_file():
             continue
-        with contextlib.suppress(OSError, ValueError), entry.open("r+") as file:
+        with contextlib.suppress(OSError), entry.open("r+") as file:
             if not _lock(file, wait=False):
                 continue  # its run goes on
             _remove(output, found[1])
-            stale = json.loads(file.read() or "[]")
+            stale = []
+            with contextlib.suppress(ValueError):  # killed while it was written, before the model was replaced
+                stale = json.loads(file.read())
             used, ours = {path.name for path in data_files(output)}, _data_name(output)
             for name in stale:
                 if isinstance(name, str) and ours.fullmatch(name) and name not in used:
@@ -130,7 +137,7 @@ def _clean(output: Path) -> None:
 def _remove(output: Path, mark: str) -> None:
     """Remove a run's unfinished files."""
     folder, used = output.parent, data_files(output)
-    unfinished = re.compile(rf"(\.?{re.escape(output.stem)}\.{mark}.*\.data.*|\.{re.escape(output.name)}\.{mark}\.tmp\.onnx)")
+    unfinished = re.compile(rf"(\.?{re.escape(output.stem)}\.{mark}.*\.data.*|\.+{re.escape(output.name)}\.{mark}\.tmp\.onnx.*)")
     for entry in list(folder.iterdir()):
         if not unfinished.fullmatch(entry.name) or entry in used:
             continue

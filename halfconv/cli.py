@@ -60,6 +60,11 @@ def _rule_options(command: Command) -> Command:
     return command
 
 
+def _links_option(command: Command) -> Command:
+    words = "Read data files that are links if their real path lies below this folder, as in a model hub's cache."
+    return click.option("--allow-links", type=click.Path(path_type=Path), metavar="ROOT", help=words)(command)
+
+
 def _data_options(command: Command) -> Command:
     """Add the options of `convert` for planning with data."""
     options = (
@@ -137,14 +142,17 @@ def cli() -> None:
 @click.argument("model", type=click.Path(path_type=Path))
 @_to_option()
 @_rule_options
+@_links_option
 @plan_option("Show what this saved plan keeps in FP32, and check that it fits MODEL.")
 @_json_option
-def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as_json: bool, **options: Any) -> None:
+def inspect(
+    model: Path, to: str, target: str, fuse: bool, allow_links: Path | None, plan: Path | None, as_json: bool, **options: Any
+) -> None:
     """Show what MODEL holds, and what would stay FP32 and why."""
     from halfconv.inspection import inspect as run
 
     with _progress(as_json, f"inspecting {model.name}"):
-        report = run(model, to=to, target=target, rules=_rules(options), fuse=fuse, plan=plan)
+        report = run(model, to=to, target=target, rules=_rules(options), fuse=fuse, plan=plan, allow_links=allow_links)
     if as_json:
         _print_json(report.to_dict())
         return
@@ -188,6 +196,7 @@ def inspect(model: Path, to: str, target: str, fuse: bool, plan: Path | None, as
     show_default=True,
     help="Store weights beside the model; 'auto' does so where MODEL does, and beyond 2 GB.",
 )
+@_links_option
 @click.option("--shard-size", type=Size(), metavar="SIZE",
               help="Cut the weights beside the model into files of up to this size, as in 4GB.")
 @click.option("--data-format", type=click.Choice(["onnx", "safetensors"]), default="onnx", show_default=True,
@@ -208,6 +217,7 @@ def convert(
     external_data: str,
     shard_size: int | None,
     data_format: str,
+    allow_links: Path | None,
     plan: Path | None,
     save_plan: Path | None,
     samples: str | None,
@@ -236,7 +246,7 @@ def convert(
     with _progress(as_json, f"converting {model.name}") as on_progress:
         result = run(
             model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, shard_size=shard_size,
-            data_format=data_format, save_plan=save_plan,
+            data_format=data_format, save_plan=save_plan, allow_links=allow_links,
             half_io=True if "*" in half_names else [name for name in half_names if name != "*"],
             keep_io=[name for name in keep_names if name != "*"],
             block_ops=options["block_op"], block_nodes=options["block_node"], block_scopes=options["block_scope"],
@@ -268,6 +278,7 @@ def convert(
 @click.option("--layers", is_flag=True, help="Compare every value inside, too, and say which drift most.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write a JUnit file, one case per output.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write Markdown, as for a CI step summary.")
+@_links_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Fail where drift has grown against this committed file.")
 @click.option("--update-baseline", is_flag=True, help="Write the baseline instead of comparing with it.")
 @_json_option
@@ -284,6 +295,7 @@ def validate(
     layers: bool,
     junit: Path | None,
     markdown: Path | None,
+    allow_links: Path | None,
     baseline: Path | None,
     update_baseline: bool,
     as_json: bool,
@@ -299,7 +311,8 @@ def validate(
     with _progress(as_json, f"validating {candidate.name}") as on_progress:
         report = run(
             reference, candidate, samples=samples, count=count, seed=seed, on=on, tolerance=list(tolerance), metrics=metric,
-            tolerance_file=tolerance_file, layers=layers, baseline=None if update_baseline else baseline, on_progress=on_progress,
+            tolerance_file=tolerance_file, layers=layers, baseline=None if update_baseline else baseline,
+            allow_links=allow_links, on_progress=on_progress,
         )  # fmt: skip
     write_reports(report, junit=junit, markdown=markdown, baseline=written["--baseline"], compared=baseline is not None)
     if as_json:

@@ -123,6 +123,7 @@ def inspect(
     rules: Rules | None = None,
     fuse: bool = True,
     plan: str | os.PathLike[str] | PrecisionPlan | None = None,
+    allow_links: str | os.PathLike[str] | None = None,
 ) -> InspectReport:
     """Report what a model holds and what a conversion would leave in FP32.
 
@@ -133,12 +134,13 @@ def inspect(
         rules: What the user wants kept in FP32 or forced to half.
         fuse: Whether decomposed norms would become one operator.
         plan: A saved plan that a conversion would replay; its types and reasons are reported.
+        allow_links: A folder; data files that are links are read if their real path lies below it.
 
     Raises:
         InputError: The model cannot be used, or the plan does not fit it.
         UsageError: A rule matches nothing.
     """
-    planned = plan_model(model, to=to, target=target, rules=rules, fuse=fuse, plan=plan)
+    planned = plan_model(model, to=to, target=target, rules=rules, fuse=fuse, plan=plan, allow_links=allow_links)
     graph, source = planned.source.model.graph, planned.source
     dtypes: Counter[str] = Counter()
     for scope in planned.names.scopes:

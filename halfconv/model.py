@@ -10,6 +10,7 @@ import hashlib
 import math
 import mmap
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto
 
 from halfconv.errors import InputError, UnsupportedModel
+from halfconv.external import data_file, link_root
 from halfconv.graph.protos import graphs_of, subgraphs_of
+from halfconv.graph.stored import store
 from halfconv.graph.validate import check_names
 
 __all__ = ["MIN_OPSET", "SourceModel", "check_unchanged", "load"]
@@ -30,6 +33,11 @@ __all__ = ["MIN_OPSET", "SourceModel", "check_unchanged", "load"]
 MIN_OPSET = 7
 #: A serialized protobuf message cannot be longer.
 PROTOBUF_LIMIT = 2**31 - 1
+#: Larger files are mapped while they are parsed, so that the parser's copy of inline weights is the only one in memory. A process
+#: dies where a mapped file shrinks.
+MAPPED_BYTES = 1 << 26
+#: The most dimensions that an array can have.
+MAX_RANK = 64
 #: Sparse tensors are stored dense, as runtimes do on load; a larger one is refused, so that a hostile file stays small.
 MAX_DENSE_BYTES = 1 << 28
 
@@ -39,11 +47,13 @@ class SourceModel:
     """A loaded model and what is known of its file.
 
     Attributes:
-        model: The graph; weights in external files stay on disk, memory-mapped.
+        model: The graph; weights in external files stay there, and are read when they are needed.
         path: The file that was read.
         sha256: SHA-256 of that file.
         bytes: Size of that file and of the external data files it names, in bytes.
-        data_files: External data files that it names.
+        data_files: The real paths of the external data files that it names.
+        locations: Location in the file -> such a path.
+        root: The folder below which links to data files may end; None where links are refused.
         stamps: What tells each of these files, as it was when it was read, from a changed one.
         ir_version: IR version of that file.
         opsets: Domain -> opset, as the file imports them.
@@ -58,6 +68,8 @@ class SourceModel:
     sha256: str
     bytes: int
     data_files: frozenset[Path]
+    locations: dict[str, Path]
+    root: Path | None
     stamps: dict[Path, tuple[int, ...]]
     ir_version: int
     opsets: dict[str, int]
@@ -72,11 +84,12 @@ class SourceModel:
         return sum(stamp[1] for file, stamp in self.stamps.items() if file in self.data_files)
 
 
-def load(path: str | os.PathLike[str]) -> SourceModel:
+def load(path: str | os.PathLike[str], allow_links: str | os.PathLike[str] | None = None) -> SourceModel:
     """Read and validate a model file.
 
     Args:
         path: An ``.onnx`` file. External data must lie in the same folder or below it.
+        allow_links: A folder; data files that are links are read if their real path lies below it.
 
     Returns:
         The loaded model.
@@ -84,19 +97,22 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
     Raises:
         InputError: The file is missing, unreadable, damaged or unsafe.
         UnsupportedModel: A valid model of a version or kind that cannot be converted.
+        UsageError: `allow_links` is no folder.
     """
-    file = Path(path)
-    raw = _read(file)
-    stamps = {file: _stamp(file)}
+    file, root = Path(path), link_root(allow_links)
+    raw, stamp = _read(file)
+    stamps = {file: stamp}
     try:
         proto = onnx.ModelProto()
         proto.ParseFromString(memoryview(raw))
     except DecodeError:
-        raise InputError(f"{file}: not an ONNX model (the bytes are no protobuf message)", "export it again") from None
+        why = "the bytes are no protobuf message, or one that is nested deeper than protobuf allows, 100 levels"
+        raise InputError(f"{file}: not an ONNX model ({why})", "export it again") from None
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{file}: not an ONNX model (it holds no graph)", "the .onnx file that your exporter wrote")
     digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
-    raw.close()
+    if isinstance(raw, mmap.mmap):
+        raw.close()
     check_names(proto, str(file))
     _check_versions(proto, file)
     for value in proto.graph.input:  # onnx's shape inference dies on some operators that read such an input
@@ -105,9 +121,9 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
     for graph in _graphs(proto):
         _check_names(graph, file)
         _make_dense(graph, file)
-    external: set[Path] = set()
+    external: dict[str, Path] = {}
     for tensor in _tensors(proto):
-        _check_tensor(tensor, file, external)
+        _check_tensor(tensor, file, external, root)
     declared = onnx.GraphProto(input=proto.graph.input, output=proto.graph.output)
     annotated = frozenset(value.name for graph in _graphs(proto) for value in graph.value_info)
     opaque = _take_opaque_types(proto)
@@ -118,16 +134,22 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
         while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
         raise InputError(f"{file}: the graph cannot be read: {cause}", "onnx.checker.check_model on it") from None
-    ir.external_data.set_base_dir(model.graph, file.absolute().parent)
+    data_files = frozenset(external.values())
+    try:
+        stamps |= {data: _stamp(data.stat()) for data in sorted(data_files)}  # before anything in them is read
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}", "let nothing write it, and try again") from None
+    store(model, lambda location: external[location])
     _check_scopes(model, file)
-    stamps |= {data: _stamp(data) for data in sorted(external)}
-    size += sum(stamps[data][1] for data in external)
+    size += sum(stamps[data][1] for data in data_files)
     return SourceModel(
         model=model,
         path=file,
         sha256=digest,
         bytes=size,
-        data_files=frozenset(external),
+        data_files=data_files,
+        locations=external,
+        root=root,
         stamps=stamps,
         ir_version=proto.ir_version,
         opsets=dict(model.opset_imports),
@@ -138,8 +160,7 @@ def load(path: str | os.PathLike[str]) -> SourceModel:
     )
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
-    status = file.stat()
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -151,27 +172,30 @@ def check_unchanged(source: SourceModel) -> None:
     """
     for file, stamp in source.stamps.items():
         try:
-            same = _stamp(file) == stamp
+            same = _stamp(file.stat()) == stamp
         except OSError:
             same = False
         if not same:
             raise InputError(f"{file}: changed while it was read", "let nothing write it, and try again")
 
 
-def _read(file: Path) -> mmap.mmap:
+def _read(file: Path) -> tuple[bytes | mmap.mmap, tuple[int, ...]]:
+    """Return what a file holds, and its stamp as it was before."""
     try:
         if file.is_dir():
             raise InputError(f"{file}: is a directory, not a model file", "the .onnx file inside it")
-        size = file.stat().st_size
+        status = file.stat()
+        size = status.st_size
         if size == 0:
             raise InputError(f"{file}: the file is empty", "export or download it again")
         if size > PROTOBUF_LIMIT:
             raise InputError(
                 f"{file}: {size:,} bytes, but an .onnx file cannot be larger than 2 GB", "export it with external data"
             )
-        # Mapped, so that the parser's copy of inline weights is the only one in memory.
         with file.open("rb") as stream:
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            if size <= MAPPED_BYTES:
+                return stream.read(PROTOBUF_LIMIT), _stamp(status)
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), _stamp(status)
     except FileNotFoundError:
         raise InputError(f"{file}: no such file", "check the path") from None
     except PermissionError:
@@ -239,7 +263,7 @@ def _check_names(graph: onnx.GraphProto, file: Path) -> None:
             seen.add(name)
 
 
-def _check_tensor(tensor: TensorProto, file: Path, external: set[Path]) -> None:
+def _check_tensor(tensor: TensorProto, file: Path, external: dict[str, Path], root: Path | None = None) -> None:
     """Compare a tensor's declared size with the bytes that are there."""
     label = f"{file}: tensor '{tensor.name}'"
     if any(dim < 0 for dim in tensor.dims):
@@ -250,12 +274,17 @@ def _check_tensor(tensor: TensorProto, file: Path, external: set[Path]) -> None:
         raise InputError(f"{label} has the unknown element type {tensor.data_type}", "pip install -U onnx-ir") from None
     if dtype == ir.DataType.UNDEFINED:
         raise InputError(f"{label} has no element type", "export it again")
-    if dtype == ir.DataType.STRING:
-        return
+    if len(tensor.dims) > MAX_RANK or math.prod(dim or 1 for dim in tensor.dims) * 16 > sys.maxsize:  # numpy's limits
+        raise InputError(f"{label} has dimensions that no array can have: {list(tensor.dims)}", "export it again")
     count = math.prod(tensor.dims)
+    if dtype == ir.DataType.STRING:
+        if len(tensor.string_data) != count:
+            raise InputError(f"{label} declares {count:,} strings but holds {len(tensor.string_data):,}", "export it again")
+        return
     needed = math.ceil(count * dtype.bitwidth / 8)
     if tensor.data_location == TensorProto.EXTERNAL:
-        external.add(_check_external(tensor, needed, label, file))
+        location, real = data_file(tensor, needed, label, file, root)
+        external[location] = real
     elif tensor.HasField("raw_data"):
         if len(tensor.raw_data) != needed:
             raise InputError(
@@ -267,46 +296,6 @@ def _check_tensor(tensor: TensorProto, file: Path, external: set[Path]) -> None:
         held += len(tensor.double_data) + len(tensor.uint64_data)
         if held * max(1, 8 // dtype.bitwidth) < count:
             raise InputError(f"{label} declares {count:,} elements but holds {held:,}", "export or download it again")
-
-
-def _check_external(tensor: TensorProto, needed: int, label: str, file: Path) -> Path:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    folder = file.absolute().parent
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
-    except ValueError:
-        raise InputError(f"{label}: external offset or length is no number", "export it again") from None
-    target: Path = folder / location
-    if (
-        not location
-        or "\0" in location
-        or location.endswith(("/", "\\"))
-        or Path(location).is_absolute()
-        or not target.resolve().is_relative_to(folder.resolve())
-    ):
-        raise InputError(
-            f"{label}: its data file '{location}' lies outside the model's folder {folder}",
-            "copy the data file beside the model",
-        )
-    if not target.is_file():
-        raise InputError(f"{label}: its data file '{location}' is missing in {folder}", "copy it beside the model")
-    status = target.stat()
-    if status.st_nlink > 1:
-        raise InputError(
-            f"{label}: its data file '{location}' has {status.st_nlink} hard links, so it may be a file from "
-            "outside the model's folder",
-            "replace the link by a copy",
-        )
-    if offset < 0 or length < 0 or offset + max(length, needed) > status.st_size:
-        raise InputError(
-            f"{label}: needs bytes {offset:,} to {offset + max(length, needed):,} of '{location}', which has "
-            f"{status.st_size:,} (truncated?)",
-            "download or export it again",
-        )
-    if length < needed:
-        raise InputError(f"{label}: needs {needed:,} bytes but its entry gives {length:,}", "export it again")
-    return target
 
 
 def _make_dense(graph: onnx.GraphProto, file: Path) -> None:
@@ -331,7 +320,7 @@ def _dense(sparse: onnx.SparseTensorProto, file: Path) -> TensorProto:
         if part.data_location == TensorProto.EXTERNAL or part.data_type == TensorProto.STRING:
             what = "lies in another file" if part.data_location == TensorProto.EXTERNAL else "holds strings"
             raise UnsupportedModel(f"{file}: sparse tensor '{name}' {what}", "store it as a dense tensor")
-        _check_tensor(part, file, set())
+        _check_tensor(part, file, {})
     itemsize = max(1, ir.DataType(sparse.values.data_type).bitwidth // 8)
     if math.prod(sparse.dims) * itemsize > MAX_DENSE_BYTES:
         raise UnsupportedModel(

@@ -58,6 +58,7 @@ def convert(
     external_data: str = "auto",
     shard_size: int | None = None,
     data_format: str = "onnx",
+    allow_links: str | os.PathLike[str] | None = None,
     plan: str | os.PathLike[str] | PrecisionPlan | None = None,
     save_plan: str | os.PathLike[str] | None = None,
     samples: Any = None,
@@ -95,6 +96,7 @@ def convert(
         shard_size: Most bytes of a file of weights, unless one weight has more; the weights then lie beside the model.
         data_format: What files of weights are: ``onnx``, or ``safetensors``, which other programs read, too; the weights then lie
             beside the model.
+        allow_links: A folder; the model's data files may be links if their real path lies below it, as in the cache of a model hub.
         plan: A saved plan to replay on the same model, or on one of the same structure; rules beside it must be those it was made
             with.
         save_plan: Where to write the plan as JSON.
@@ -159,6 +161,7 @@ def convert(
     plans = [
         plan_model(
             source_path, to=name, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, plan=plan,
+            allow_links=allow_links,
             on_progress=on_progress,
         )
         for name in _formats(to, target)
@@ -216,9 +219,9 @@ def convert(
     ):  # fmt: skip
         if check:
             with clock.stage("check"):
-                checked = check_file(written, promised, ir_model, target, source_path)
+                checked = check_file(written, promised, ir_model, target, source)
         # Before the model takes its place, so that a full disk leaves neither.
-        write_profile(target_path, written, target, checked)
+        write_profile(written, target, checked)
         if save_plan is not None:
             atomic_text(Path(save_plan), planned.plan.to_json())
     clock.seconds["write"] -= clock.seconds.get("check", 0.0) + clock.seconds.get("sync", 0.0)

@@ -79,6 +79,7 @@ def plan_model(
     keep_io: Iterable[str] = (),
     fuse: bool = True,
     plan: str | os.PathLike[str] | PrecisionPlan | None = None,
+    allow_links: str | os.PathLike[str] | None = None,
     raising: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Planned:
@@ -96,7 +97,7 @@ def plan_model(
     FORMATS[to].check_target(target)
     dtype, clock = FORMATS[to].dtype, StageClock(on_progress)
     with clock.stage("load"):
-        source = load(model)
+        source = load(model, allow_links)
     half_inputs, half_outputs = half_borders(source, half_io, keep_io)
     with clock.stage("prepare"):
         prepared = prepare(source.model, label=str(source.path), fuse=fuse)
@@ -134,7 +135,7 @@ def plan_model(
                 assignment = keep_all(groups)  # converting twice changes nothing
             if raised and not needs_raising(names, groups, assignment.half, raised, dtype):
                 return plan_model(model, to=to, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse,
-                                  raising=False, on_progress=on_progress)  # fmt: skip
+                                  allow_links=allow_links, raising=False, on_progress=on_progress)  # fmt: skip
             options = {**rules.to_dict(), **({} if fuse else {"fuse": False})}
             if half_inputs or half_outputs:
                 options["half_io"] = sorted(half_inputs | half_outputs)

@@ -30,12 +30,11 @@ def profile_path(model: Path) -> Path:
     return model.with_name(model.name + ".profile.json")
 
 
-def write_profile(model: Path, content_file: Path, target: str, checked: CheckResult | None) -> Path:
+def write_profile(model: Path, target: str, checked: CheckResult | None) -> Path:
     """Write the profile of a model that was just converted.
 
     Args:
-        model: Where the converted file will lie.
-        content_file: A file with its content.
+        model: The file, under its temporary name; the profile moves to its place with it.
         target: Where it will run.
         checked: The result of its checks; None if they were left out.
 
@@ -43,7 +42,7 @@ def write_profile(model: Path, content_file: Path, target: str, checked: CheckRe
         The profile's path.
     """
     digest = hashlib.sha256()
-    with content_file.open("rb") as stream:
+    with model.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     content: dict[str, Any] = {

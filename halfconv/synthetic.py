@@ -95,7 +95,7 @@ def synthetic_samples(
     specs, roles = input_specs(model), find_roles(model)
     shapes, symbols = resolve_dims(model, specs, length, dims or {})
     for spec in specs:
-        if math.prod(shapes[spec.name]) * 8 > MAX_BYTES:
+        if math.prod(size or 1 for size in shapes[spec.name]) * 8 > MAX_BYTES:  # numpy has limits for empty arrays, too
             raise InputError(f"input '{spec.name}' {shapes[spec.name]} is too large to be made up", "--samples PATH")
     longest = max((shape[1] for shape in shapes.values() if len(shape) >= 2), default=length)
 

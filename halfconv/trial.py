@@ -22,6 +22,7 @@ from halfconv.graph.typegroups import TypeGroups
 from halfconv.model import SourceModel
 from halfconv.precision.rewrite import RewritePass
 from halfconv.progress import Progress
+from halfconv.runtime_process import RuntimeProcess
 from halfconv.samples import Sample, Samples
 
 __all__ = ["Trial", "Trials", "candidate"]
@@ -80,6 +81,7 @@ class Trials:
         asked: Whether the metrics were asked for; if not, one that fits no output is given up.
         to: FLOAT16 or BFLOAT16.
         on_progress: Called before each sample of a run.
+        process: Where they run; None for a process of each one's own.
 
     Attributes:
         runs: Number of runs so far.
@@ -89,12 +91,13 @@ class Trials:
 
     def __init__(
         self, source: SourceModel, reference: Run, samples: Samples, gate: Gate, metrics: Mapping[str, Metric], to: ir.DataType, *,
-        asked: bool = True, on_progress: Callable[[Progress], None] | None = None,
+        asked: bool = True, on_progress: Callable[[Progress], None] | None = None, process: RuntimeProcess | None = None,
     ):  # fmt: skip
         self.source, self.gate, self.to, self.samples = source, gate, to, samples
         self.names = [value.name or "" for value in source.model.graph.outputs]
         self.runs, self.total = 0, 0
         self._reference, self._metrics, self._asked, self._on_progress = reference, metrics, asked, on_progress
+        self._process = process
         self._kept: list[tuple[Sample, dict[str, Any]]] = []
         self._room = KEPT_BYTES
         self._most: dict[str, float] = {}  # output -> squared error that rel_l2 allows over all samples
@@ -128,7 +131,7 @@ class Trials:
         self.runs += 1
         simulation = self.simulation(half)
         means = MetricMeans(self._metrics, asked=self._asked)
-        with evaluate_simulation(simulation, str(self.source.path)) as run:
+        with evaluate_simulation(simulation, str(self.source.path), self._process) as run:
 
             def theirs(number: int, sample: Sample) -> dict[str, Any]:
                 if self._on_progress is not None:

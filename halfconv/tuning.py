@@ -26,6 +26,7 @@ from halfconv.precision.rules import Decision, Strength
 from halfconv.progress import Progress
 from halfconv.repair import reassigned, repair
 from halfconv.result import Repaired
+from halfconv.runtime_process import RuntimeProcess
 from halfconv.samples import Samples, open_samples
 from halfconv.synthetic import fitting_samples, input_specs
 from halfconv.trial import Trials
@@ -34,6 +35,10 @@ __all__ = ["Tuned", "Tuning", "tune"]
 
 #: Rules of the block list that samples do not clear: what they protect from shows with other inputs than the samples.
 KEPT = frozenset({"quantised", "shape-arithmetic"})
+#: Seconds and bytes that runs may take which nobody asked for; a larger model gets 8 times its size.
+UNASKED_SECONDS, UNASKED_BYTES = 120, 4 << 30
+#: Nodes up to which a model is run without being asked: to instrument and load 8,000 takes a minute.
+UNASKED_NODES = 20_000
 #: Samples that are made up where none are given.
 SYNTHETIC_COUNT = 2
 
@@ -119,22 +124,28 @@ def tune(
             return 0, None, []
         if (size := planned.source.bytes) > BIG_BYTES:
             return 0, None, [f"not simulated: the model has {size / 1e9:.1f} GB; --samples does it all the same"]
+        if (nodes := len(planned.names.node)) > UNASKED_NODES:
+            return 0, None, [f"not simulated: the model has {nodes:,} nodes; --samples does it all the same"]
         try:
-            return 0, _tuned(planned, tuning, on_progress), []
+            with RuntimeProcess(UNASKED_SECONDS, max(UNASKED_BYTES, 8 * size)) as process:
+                return 0, _tuned(planned, tuning, on_progress, process), []
         except InputError as error:
             return 0, None, [f"not simulated, so overflow would not be seen: {str(error).partition('; try:')[0]}"]
-    tried = [_tuned(known, tuning, on_progress) for known in plans]
+    with RuntimeProcess() as process:
+        tried = [_tuned(known, tuning, on_progress, process) for known in plans]
     place, notes = _choose(tried)
     return place, tried[place], notes
 
 
-def _tuned(planned: Planned, tuning: Tuning, on_progress: Callable[[Progress], None] | None) -> Tuned:
+def _tuned(
+    planned: Planned, tuning: Tuning, on_progress: Callable[[Progress], None] | None, process: RuntimeProcess
+) -> Tuned:  # fmt: skip
     """Plan with data, in one format."""
     begun = time.monotonic()
     deadline = begun + tuning.time_limit if tuning.time_limit is not None else None
     source, given = planned.source, tuning.samples is not None
     wanted = find_metrics(tuning.metrics)
-    with open_reference(source, "simulate") as reference:
+    with open_reference(source, "simulate", process) as reference:
         samples = _samples(planned, tuning, reference)
         automatic = given and not wanted and labels_of(samples.first().extras) is not None
         if automatic:
@@ -142,12 +153,12 @@ def _tuned(planned: Planned, tuning: Tuning, on_progress: Callable[[Progress], N
         names = [value.name or "" for value in source.model.graph.outputs]
         file = Path(tuning.tolerance_file) if tuning.tolerance_file is not None else None
         gate = make_gate(planned.plan.to, names, tuning.tolerance, file, tuple(wanted), defaults=None if given else HARD)
-        ranges, spent = _ranges(planned, samples, tuning, on_progress)
+        ranges, spent = _ranges(planned, samples, tuning, on_progress, process)
         decided, assignment = _decided(planned, ranges, given)
         # On random data only what is never a matter of tolerance is worth a repair.
         trials = Trials(
             source, reference.run, samples, gate if given else Gate(HARD), wanted, planned.dtype,
-            asked=not automatic or gate.limit_of("accuracy") is not None, on_progress=on_progress,
+            asked=not automatic or gate.limit_of("accuracy") is not None, on_progress=on_progress, process=process,
         )  # fmt: skip
         trial = trials.run(assignment.half)
         found, why = None, "" if decided is not None else "the plan was made for other weights or samples"
@@ -198,11 +209,11 @@ def _samples(planned: Planned, tuning: Tuning, reference: Evaluator) -> Samples:
 
 
 def _ranges(
-    planned: Planned, samples: Samples, tuning: Tuning, on_progress: Callable[[Progress], None] | None
+    planned: Planned, samples: Samples, tuning: Tuning, on_progress: Callable[[Progress], None] | None, process: RuntimeProcess
 ) -> tuple[Ranges, int]:  # fmt: skip
     """Return the ranges, and how many runs they took."""
     if tuning.ranges is None:
-        return measure_ranges(planned.source.model, samples, planned.dtype, str(planned.source.path), on_progress)
+        return measure_ranges(planned.source.model, samples, planned.dtype, str(planned.source.path), on_progress, process)
     ranges = load_ranges(Path(tuning.ranges))
     if ranges.to != planned.plan.to:
         raise InputError(f"{tuning.ranges}: holds ranges for {ranges.to}", f"--save-ranges with --to {planned.plan.to}")

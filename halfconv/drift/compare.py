@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from halfconv.check import CPU, CUDA, require_runtime
+from halfconv.check import CUDA, require_runtime
 from halfconv.drift.baseline import grown
 from halfconv.drift.baseline import load as load_baseline
 from halfconv.drift.evaluate import Evaluator, check_valid, evaluate_file, evaluate_simulation
@@ -26,6 +26,8 @@ from halfconv.errors import InputError, UsageError
 from halfconv.graph.prepare import prepare
 from halfconv.model import SourceModel, load
 from halfconv.progress import Progress, StageClock
+from halfconv.runtime.session_server import CPU
+from halfconv.runtime_process import RuntimeProcess
 from halfconv.samples import Sample, open_samples
 from halfconv.synthetic import fitting_samples, input_specs
 
@@ -52,6 +54,7 @@ def validate(
     metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
     seed: int = 0,
     baseline: str | os.PathLike[str] | None = None,
+    allow_links: str | os.PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> DriftReport:
     """Compare a half-precision model with its FP32 reference.
@@ -69,6 +72,7 @@ def validate(
             asked for where samples hold labels.
         seed: Seed of synthetic samples.
         baseline: A committed baseline to compare with.
+        allow_links: A folder; data files that are links are read if their real path lies below it.
         on_progress: Called as each stage begins, and as it goes on.
 
     Returns:
@@ -90,7 +94,7 @@ def validate(
     wanted = find_metrics(metrics)
     paths, clock = (Path(reference), Path(candidate)), StageClock(on_progress)
     with clock.stage("load"):
-        source, half = load(paths[0]), load(paths[1])
+        source, half = load(paths[0], allow_links), load(paths[1], allow_links)
         _check_interfaces(source.model, half.model, paths)
         to, warnings = _format(source.model, half.model, paths)
         scopes, made = origins(source.model), origins(half.model)
@@ -115,7 +119,7 @@ def validate(
         outputs = tuple(gate.judge(found.accumulators[name].result(name)) for name in names)
         if simulation is not None and simulation.fused and all(output.passed for output in outputs):
             with clock.stage("as written"):
-                warnings += _as_written(paths[1], simulation, found.worst, ours, gate, to)
+                warnings += _as_written(half, simulation, found.worst, ours, gate, to)
     warnings += [SYNTHETIC] * (used.kind == "synthetic") + [CPU_HIDES] * (on == "cpu")
     report = DriftReport(
         reference=str(paths[0]), candidate=str(paths[1]), on=on, to=to or "fp16", samples=found.total, sample_kind=used.kind,
@@ -126,7 +130,7 @@ def validate(
     if layers or failed:
         whole = layers and not used.once
         with clock.stage("locate"):
-            inside, note = _locate(paths, used if whole else [found.worst], made, scopes, everything=layers)
+            inside, note = _locate((source, half), used if whole else [found.worst], made, scopes, everything=layers)
         warnings += [*note, *([ONCE] if layers and used.once else [])]
         report = replace(
             report, layers=inside if layers else None, first_bad="" if report.passed else first_bad(inside, _limit(gate))
@@ -184,31 +188,29 @@ def _format(reference: ir.Model, candidate: ir.Model, paths: tuple[Path, Path]) 
     return theirs, [] if theirs else ["the candidate holds no half-precision value: it is compared as it is"]
 
 
-def open_reference(source: SourceModel, on: str) -> Evaluator:
+def open_reference(source: SourceModel, on: str, process: RuntimeProcess | None = None) -> Evaluator:
     """Open a reference: the file; where it holds half-precision values itself, its simulation if the candidate is simulated.
 
     Args:
         source: The loaded model.
         on: How the candidate is evaluated.
+        process: Where it runs; None for a process of its own.
 
     Raises:
         InputError: It cannot be run.
     """
     path = source.path
-    if not _holds(source.model):
-        return evaluate_file(path, outside=source.outside)
-    # It is loaded anew, because a simulation uses a model up.
-    if on == "simulate":
-        return evaluate_simulation(simulate(load(path)), str(path))
-    return evaluate_file(path, outside=source.outside, isolated=True)
+    if on == "simulate" and _holds(source.model):  # it is loaded anew, because a simulation uses a model up
+        return evaluate_simulation(simulate(load(path, source.root)), str(path), process)
+    return evaluate_file(path, source.locations, process=process)
 
 
 def _candidate(source: SourceModel, simulation: Simulation | None, on: str) -> Evaluator:
     path = source.path
     if simulation is not None:
-        check_valid(path)
+        check_valid(path, source.locations)
         return evaluate_simulation(simulation, str(path))
-    return evaluate_file(path, outside=source.outside, provider=CUDA if on == "cuda" else CPU, isolated=True)
+    return evaluate_file(path, source.locations, provider=CUDA if on == "cuda" else CPU)
 
 
 def _run(
@@ -222,10 +224,10 @@ def _run(
     return found
 
 
-def _as_written(path: Path, simulation: Simulation, sample: Sample, ours: Evaluator, gate: Gate, to: str) -> list[str]:
+def _as_written(model: SourceModel, simulation: Simulation, sample: Sample, ours: Evaluator, gate: Gate, to: str) -> list[str]:
     """Warn where only ONNX Runtime's fusions keep a sample's drift small: other runtimes may not have them."""
-    names = ours.outputs
-    with evaluate_simulation(simulate(load(path), as_written=True), str(path)) as theirs:
+    names, path = ours.outputs, model.path
+    with evaluate_simulation(simulate(load(path, model.root), as_written=True), str(path)) as theirs:
         accumulators = _run([sample], ours, theirs, names, to, MetricMeans({})).accumulators
     broken = [failure for name in names for failure in gate.judge(accumulators[name].result(name)).failures]
     if not broken:
@@ -239,17 +241,17 @@ def _limit(gate: Gate) -> float:
 
 
 def _locate(
-    paths: tuple[Path, Path], samples: Iterable[Sample], made: Origins, scopes: Origins, *, everything: bool
+    pair: tuple[SourceModel, SourceModel], samples: Iterable[Sample], made: Origins, scopes: Origins, *, everything: bool
 ) -> tuple[tuple[LayerDrift, ...], list[str]]:
     """Compare the values inside; both models are loaded anew, because comparing uses them up."""
 
     def models() -> tuple[ir.Model, Simulation]:
-        source = load(paths[0])
-        prepare(source.model, label=str(paths[0]), fuse=False)
-        return source.model, simulate(load(paths[1]))
+        source, half = (load(model.path, model.root) for model in pair)
+        prepare(source.model, label=str(source.path), fuse=False)
+        return source.model, simulate(half)
 
     try:
-        found = localise(models, samples, made, scopes, str(paths[1]), everything=everything)
+        found = localise(models, samples, made, scopes, str(pair[1].path), everything=everything)
     except InputError as error:
         return (), [f"the values inside could not be compared: {str(error).partition('; try:')[0]}"]
     if not found:

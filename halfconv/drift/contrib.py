@@ -14,6 +14,8 @@ from halfconv.drift.builder import MS, Builder, first, given, i64
 
 __all__ = ["bias_softmax", "bias_split_gelu", "group_norm", "is_packed", "nhwc_conv", "packed_multi_head", "skip_group_norm"]
 
+#: What a file declares may be anything.
+MAX_GROUPS = 1 << 20
 #: Rank of a tensor that holds keys and values.
 PACKED = 5
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -50,7 +52,7 @@ def bias_split_gelu(b: Builder, node: ir.Node) -> list[ir.Value]:
 def _group_norm(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     last = bool(node.attributes.get_int("channels_last", 1))
     image = b.wide("Transpose", x, perm=TO_FIRST) if last else x
-    groups = node.attributes.get_int("groups", 1)
+    groups = min(max(node.attributes.get_int("groups", 1), 0), MAX_GROUPS)  # such a node fails in ONNX Runtime, too
     grouped = b.wide("Reshape", image, b.constant(i64(0, groups, -1)))
     ones, zeros = (b.constant(np.full(groups, number, np.float32)) for number in (1, 0))
     epsilon = node.attributes.get_float("epsilon", 1e-5)

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.check import CPU, CUDA, LARGE_BYTES, load_in_child
+from halfconv.check import LARGE_BYTES, load_in_child
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
-from halfconv.runtime.load_check import LEVELS
+from halfconv.external import without_links
+from halfconv.runtime.session_server import CPU, LEVELS
+from halfconv.runtime_process import RuntimeProcess, Session
 from halfconv.weight_files import room_for, weight_bytes, write_weights
 
 __all__ = ["Evaluator", "check_valid", "evaluate_file", "evaluate_model", "evaluate_simulation"]
@@ -27,8 +29,8 @@ class Evaluator:
 
     Args:
         label: What messages call the model.
-        session: An ``onnxruntime.InferenceSession``.
-        kept: What must live as long as the session.
+        session: The session.
+        kept: What must live as long as it does.
 
     Attributes:
         inputs: Names of the inputs.
@@ -36,7 +38,7 @@ class Evaluator:
         provider: The provider that is asked first.
     """
 
-    def __init__(self, label: str, session: Any, kept: ExitStack | None = None):
+    def __init__(self, label: str, session: Session, kept: ExitStack):
         self.label, self._session, self._kept = label, session, kept
         self._kinds: dict[str, str] = {value.name: value.type for value in session.get_inputs()}
         self.inputs = tuple(self._kinds)
@@ -61,16 +63,15 @@ class Evaluator:
         ready = {name: _fitted(feeds[name], kind) for name, kind in self._kinds.items() if name in feeds}
         try:
             values = self._session.run(names, ready)
-        except Exception as error:
+        except InputError as error:
             words = " ".join(str(error).split())[:400]
             raise InputError(f"{self.label}: fails on {sample}: {words}", "samples of the shapes that the model takes") from None
         return dict(zip(names, values, strict=True))
 
     def close(self) -> None:
         """Release the session and its files."""
-        self._session = None
-        if self._kept is not None:
-            self._kept.close()
+        self._session.close()
+        self._kept.close()
 
     def __enter__(self) -> Evaluator:
         return self
@@ -90,108 +91,92 @@ def _fitted(value: Any, kind: str) -> Any:
         return value.astype(wanted)
 
 
-def evaluate_file(path: Path, *, outside: int = 0, provider: str = CPU, isolated: bool = False) -> Evaluator:
+def evaluate_file(
+    path: Path, files: Mapping[str, Path], *, provider: str = CPU, process: RuntimeProcess | None = None
+) -> Evaluator:  # fmt: skip
     """Open a model file on a provider, at the highest optimisation level at which it loads.
 
     Args:
         path: The model.
-        outside: Bytes of its files of weights.
+        files: Location -> real path of its files of weights, which may be links.
         provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``.
-        isolated: Whether to try each level in a child process first: ONNX Runtime may end the process on a half model.
+        process: Where; None for a process of its own.
 
     Raises:
         InputError: It loads at no level.
         EnvironmentProblem: The provider cannot be used here.
     """
-    import onnxruntime
-
     problem = ""
-    large = provider == CPU and outside > LARGE_BYTES
-    for level in LEVELS[-1:] if large else LEVELS:
-        if isolated:
-            problem, _ = load_in_child(path, level, provider, mapped=large)
-            if problem:
+    large = provider == CPU and sum(file.stat().st_size for file in {*files.values()}) > LARGE_BYTES
+    with ExitStack() as kept:
+        used = process if process is not None else kept.enter_context(RuntimeProcess())
+        file = kept.enter_context(without_links(path, files))
+        for level in LEVELS[-1:] if large else LEVELS:
+            try:
+                session = used.open(file, level, provider, mapped=large)
+            except InputError as error:
+                problem = " ".join(str(error).split())[:300]
                 continue
-        try:
-            session = _session(str(path), level, provider, large=large)
-        except Exception as error:
-            problem = " ".join(str(error).split())[:300]
-            continue
-        if session.get_providers()[0] != provider:
-            raise EnvironmentProblem(
-                f"{provider.removesuffix('ExecutionProvider')} cannot be used here: onnxruntime {onnxruntime.__version__} "
-                f"offers {', '.join(session.get_providers())}",
-                "--on simulate, or a machine with a GPU and halfconv[gpu]",
-            )
-        return Evaluator(str(path), session)
-    if provider == CUDA and "did not load" in problem:
-        raise EnvironmentProblem(f"CUDA cannot be used here: {problem}", "--on simulate, or a GPU and halfconv[gpu]")
-    advice = "onnx.checker.check_model on it"
-    raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", f"--on simulate, or {advice}" if isolated else advice)
+            if session.get_providers()[0] != provider:
+                raise EnvironmentProblem(
+                    f"{provider.removesuffix('ExecutionProvider')} cannot be used here: onnxruntime {session.version} "
+                    f"offers {', '.join(session.get_providers())}",
+                    "--on simulate, or a machine with a GPU and halfconv[gpu]",
+                )
+            return Evaluator(str(path), session, kept.pop_all())
+    raise InputError(f"{path}: ONNX Runtime cannot load it: {problem}", "--on simulate, or onnx.checker.check_model on it")
 
 
-def check_valid(path: Path) -> None:
+def check_valid(path: Path, files: Mapping[str, Path]) -> None:
     """Refuse a model that no provider of ONNX Runtime loads: a simulation would make its types agree.
 
     That the CPU provider lacks a kernel is no reason.
 
     Args:
         path: The model.
+        files: Location -> real path of its files of weights, which may be links.
 
     Raises:
         InputError: ONNX Runtime finds the graph invalid.
     """
-    problem, _ = load_in_child(path, "ORT_DISABLE_ALL", CPU)
+    with without_links(path, files) as file:
+        size = sum(real.stat().st_size for real in {path, *files.values()})
+        problem, _ = load_in_child(file, LEVELS[-1], CPU, size)
     if "Load model from" in problem and ("INVALID_GRAPH" in problem or "Type Error" in problem):
         raise InputError(f"{path}: is no valid model: {problem}", "onnx.checker.check_model on it")
 
 
-def evaluate_model(model: ir.Model, label: str) -> Evaluator:
+def evaluate_model(model: ir.Model, label: str, process: RuntimeProcess | None = None) -> Evaluator:
     """Open a model as it is, without any optimisation, on the CPU provider.
 
     Args:
         model: An FP32 model; its weights may be lazy or in external files.
         label: What messages call it.
+        process: Where; None for a process of its own.
 
     Raises:
         InputError: ONNX Runtime cannot load it.
     """
-    kept = ExitStack()
     size = weight_bytes(model)
-    if size <= LARGE_BYTES:
-        ir.external_data.load_to_model(model)  # from bytes, ONNX Runtime finds no file beside the model
-        source: str | bytes = ir.to_proto(model).SerializeToString()
-    else:
-        folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="halfconv-")))
-        source = str(folder / "model.onnx")
-        try:
+    with ExitStack() as kept:
+        used = process if process is not None else kept.enter_context(RuntimeProcess())
+        if size <= LARGE_BYTES:
+            ir.external_data.load_to_model(model)  # from bytes, ONNX Runtime finds no file beside the model
+            source: Path | bytes = ir.to_proto(model).SerializeToString()
+        else:
+            folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="halfconv-")))
+            source = folder / "model.onnx"
             room_for(size, folder)
             write_weights(model, folder, "model")
             ir.save(model, source)
-        except BaseException:
-            kept.close()
-            raise
-    try:
-        return Evaluator(label, _session(source, "ORT_DISABLE_ALL", CPU, large=size > LARGE_BYTES), kept)
-    except Exception as error:
-        kept.close()
-        words = " ".join(str(error).split())[:300]
-        raise InputError(f"{label}: cannot be run on the CPU: {words}", "--on cuda") from None
+        try:
+            session = used.open(source, LEVELS[-1], CPU, mapped=size > LARGE_BYTES)
+        except InputError as error:
+            words = " ".join(str(error).split())[:300]
+            raise InputError(f"{label}: cannot be run on the CPU: {words}", "--on cuda") from None
+        return Evaluator(label, session, kept.pop_all())
 
 
-def evaluate_simulation(simulation: Simulation, label: str) -> Evaluator:
+def evaluate_simulation(simulation: Simulation, label: str, process: RuntimeProcess | None = None) -> Evaluator:
     """Open a simulation; see `evaluate_model`."""
-    return evaluate_model(simulation.model, f"{label} (simulated)")
-
-
-def _session(source: str | bytes, level: str, provider: str, *, large: bool = False) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    if large:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    if provider != CPU and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
-    return onnxruntime.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))
+    return evaluate_model(simulation.model, f"{label} (simulated)", process)

@@ -122,8 +122,9 @@ def _instance_norm(b: Builder, node: ir.Node) -> list[ir.Value]:
 
 def _constant_axis(node: ir.Node) -> bool:
     axis = node.inputs[1] if len(node.inputs) > 1 else None
-    known = axis is not None and axis.const_value is not None and not axis.is_graph_input()
-    return known and first(node).shape is not None
+    known = axis is not None and axis.const_value is not None and axis.const_value.size == 1 and not axis.is_graph_input()
+    shape = first(node).shape
+    return known and shape is not None and shape.rank() > 0
 
 
 def _cumsum(b: Builder, node: ir.Node) -> list[ir.Value]:

@@ -19,6 +19,8 @@ from halfconv.drift.builder import Builder
 __all__ = ["expand_recurrent", "recurrent_on_gpu"]
 
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
+#: What a file declares may be anything.
+MAX_HIDDEN = 1 << 20
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
@@ -41,7 +43,8 @@ def _hidden(node: ir.Node) -> int:
     """Return the size of the hidden state, 0 if it is unknown."""
     r = node.inputs[2]
     known = r.shape[-1] if r is not None and r.shape is not None and r.shape.rank() else None
-    return node.attributes.get_int("hidden_size", known if isinstance(known, int) else 0)
+    size = node.attributes.get_int("hidden_size", known if isinstance(known, int) else 0)
+    return size if size <= MAX_HIDDEN else 0
 
 
 def _sigmoid(b: Builder, x: ir.Value) -> ir.Value:

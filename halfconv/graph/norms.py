@@ -18,6 +18,8 @@ from halfconv.graph.typegroups import is_float, is_weight
 
 __all__ = ["FuseLayerNormPass", "FuseRmsNormPass"]
 
+#: The longest axis for which a gamma of ones is made: what a file declares may be anything.
+MAX_SIZE = 1 << 20
 #: The opsets that brought LayerNormalization and RMSNormalization.
 OPSET, RMS_OPSET = 17, 23
 
@@ -293,9 +295,9 @@ def _other(node: ir.Node | None, op_type: str, one: ir.Node) -> ir.Value | None:
 
 
 def _last_size(value: ir.Value) -> int | None:
-    """Return the size of a value's last axis, if it is known."""
+    """Return the size of a value's last axis, if it is known; of one that no weight of that size proves, up to a limit."""
     size = value.shape[-1] if value.shape is not None and value.shape.rank() else None
-    return size if isinstance(size, int) else None
+    return size if isinstance(size, int) and 0 <= size <= MAX_SIZE else None
 
 
 def _is_vector(value: ir.Value, x: ir.Value) -> bool:

@@ -38,7 +38,7 @@ def over_an_end(node: ir.Node) -> bool:
     if shape is None:
         return axes in ([-1], [0])
     sizes = list(shape)
-    reduced = {axis % len(sizes) for axis in axes}
+    reduced = {axis % len(sizes) for axis in axes} if sizes else set()
     summed = [i for i in reduced if sizes[i] != 1]
     kept = [i for i in range(len(sizes)) if i not in reduced and sizes[i] != 1]
     return not kept or not summed or max(summed) < min(kept) or min(summed) > max(kept)
@@ -58,7 +58,7 @@ def reduced_count(node: ir.Node) -> int | None:
     shape = value.shape if value is not None else None
     if shape is None or axes is None:
         return None
-    sizes = [shape[axis % shape.rank()] for axis in axes] if axes else list(shape)
+    sizes = [shape[axis % shape.rank()] for axis in axes] if axes and shape.rank() else list(shape)
     count = 1
     for size in sizes:
         if not isinstance(size, int):

@@ -161,6 +161,9 @@ def _check_node(node: ir.Node, schema: onnx.defs.OpSchema, where: str) -> None:
     for index, formal in enumerate(schema.inputs[:count]):
         if formal.option == single and node.inputs[index] is None:
             raise InputError(f"{where} lacks its input '{formal.name}'", ADVICE)
+    for name in node.attributes.keys() - schema.attributes.keys():
+        if not name.startswith("__"):  # which onnx's checker and ONNX Runtime let pass
+            raise InputError(f"{where} has attribute '{name}', which its operator does not have in this opset", ADVICE)
     for name, formal_attribute in schema.attributes.items():
         attribute = node.attributes.get(name)
         if attribute is None:

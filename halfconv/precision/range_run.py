@@ -24,6 +24,7 @@ from halfconv.graph.typegroups import is_float
 from halfconv.precision.ranges import Ranges, ValueRange
 from halfconv.precision.weights import HALF_OVERFLOW, HALF_TINY
 from halfconv.progress import Progress
+from halfconv.runtime_process import RuntimeProcess
 from halfconv.samples import Samples
 
 __all__ = ["measure_ranges"]
@@ -48,8 +49,9 @@ NONE = float(np.finfo(np.float32).max)
 
 
 def measure_ranges(
-    model: ir.Model, samples: Samples, to: ir.DataType, label: str, on_progress: Callable[[Progress], None] | None = None
-) -> tuple[Ranges, int]:
+    model: ir.Model, samples: Samples, to: ir.DataType, label: str, on_progress: Callable[[Progress], None] | None = None,
+    process: RuntimeProcess | None = None,
+) -> tuple[Ranges, int]:  # fmt: skip
     """Measure every FP32 tensor of a model: graph inputs and node outputs, in all scopes.
 
     Args:
@@ -58,6 +60,7 @@ def measure_ranges(
         to: FLOAT16 or BFLOAT16.
         label: What messages call the model.
         on_progress: Called before each sample.
+        process: Where it runs; None for a process of its own.
 
     Returns:
         The ranges, by value id, and how many runs over the samples they took: one, or two.
@@ -65,17 +68,17 @@ def measure_ranges(
     Raises:
         InputError: The model cannot be run.
     """
-    count, found = _run(model, samples, to, label, None, on_progress)
+    count, found = _run(model, samples, to, label, None, on_progress, process)
     odd = {name for name, row in found.items() if not _is_plain(row, to)}
     if odd:
-        found |= _run(model, samples, to, label, odd, on_progress)[1]
+        found |= _run(model, samples, to, label, odd, on_progress, process)[1]
     ranges = {name: _range(row) for name, row in found.items() if row[0]}
     return Ranges(ranges, FORMATS[to], count, samples.kind), 2 if odd else 1
 
 
 def _run(
     model: ir.Model, samples: Samples, to: ir.DataType, label: str, odd: Collection[str] | None,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[Progress], None] | None, process: RuntimeProcess | None,
 ) -> tuple[int, dict[str, np.ndarray]]:  # fmt: skip
     """Run an instrumented copy over the samples.
 
@@ -86,6 +89,7 @@ def _run(
         label: What messages call the model.
         odd: The values to look at closely; None for a quick look at all.
         on_progress: Called before each sample.
+        process: Where it runs; None for a process of its own.
 
     Returns:
         The number of samples, and value id -> totals in the order of `COLUMNS`.
@@ -110,7 +114,7 @@ def _run(
     count = 0
     if rows:
         about = f"{len(rows):,} values" + (" beyond the normal range of half" if odd is not None else "")
-        with evaluate_model(copy, f"{label} (ranges)") as run:
+        with evaluate_model(copy, f"{label} (ranges)", process) as run:
             for sample in samples:
                 if on_progress is not None:
                     on_progress(Progress("ranges", about, count))
