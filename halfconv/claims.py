@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -18,12 +17,8 @@ from typing import IO
 import onnx
 
 from halfconv.graph.protos import graphs_of
+from halfconv.locks import lock, locked_folder
 from halfconv.profile import profile_path
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover  # Windows: nothing is cleaned up there
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Claim", "claimed", "data_files"]
 
@@ -51,7 +46,7 @@ class Claim:
 
     def replace(self) -> None:
         """Put the model in place, then its profile, and remove the weights of the model that it replaces."""
-        with _locked_folder(self.output.parent):
+        with locked_folder(self.output.parent):
             stale = data_files(self.output)  # none of them is this run's, whose mark is new
             self._file.write(json.dumps(sorted(file.name for file in stale)))
             self._file.flush()
@@ -76,10 +71,10 @@ def claimed(output: Path) -> Iterator[Claim]:
     path = output.parent / f".{output.name}.{mark}.part"
     try:
         with contextlib.ExitStack() as stack:
-            with _locked_folder(output.parent):  # or else another run could take the file for one that was left before it is locked
+            with locked_folder(output.parent):  # or else another run could take the file for one that was left before it is locked
                 _clean(output)
                 file = stack.enter_context(path.open("w"))
-                _lock(file, wait=False)
+                lock(file, wait=False)
             yield Claim(output, mark, file)
     finally:
         _remove(output, mark)
@@ -121,7 +116,7 @@ def _clean(output: Path) -> None:
         if found is None or entry.is_symlink() or not entry.is_file():
             continue
         with contextlib.suppress(OSError), entry.open("r+") as file:
-            if not _lock(file, wait=False):
+            if not lock(file, wait=False):
                 continue  # its run goes on
             _remove(output, found[1])
             stale = []
@@ -148,27 +143,3 @@ def _remove(output: Path, mark: str) -> None:
                 entry.rmdir()
             else:
                 entry.unlink()
-
-
-def _lock(file: IO[str] | int, *, wait: bool) -> bool:
-    if fcntl is None:  # pragma: no cover
-        return wait
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False  # taken, or a file system without locks
-    return True
-
-
-@contextlib.contextmanager
-def _locked_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs from replacing a model in the same folder at the same moment."""
-    if fcntl is None:  # pragma: no cover
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, wait=True)
-        yield
-    finally:
-        os.close(descriptor)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from halfconv.errors import EnvironmentProblem, HalfconvError, UsageError
+from halfconv.locks import locked_folder
 
 __all__ = ["METADATA_PREFIX", "atomic_text", "check_output_path", "check_side_file", "disk_problem"]
 
@@ -65,17 +67,23 @@ def check_side_file(path: Path, others: Iterable[Path]) -> None:
 
 
 def atomic_text(path: Path, text: str) -> None:
-    """Write a small text file by rename.
+    """Write a small text file by rename, and remove what a killed run left of the same file.
 
     Raises:
         EnvironmentProblem: The disk is full or the folder cannot be written.
     """
-    temporary = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    folder = path.absolute().parent
+    temporary = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
     try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
+        with locked_folder(folder) as locked:  # so what others began and did not finish, nobody will
+            for entry in list(folder.iterdir()) if locked else ():
+                if leftover.fullmatch(entry.name) and entry.is_file():
+                    entry.unlink()
+            temporary.write_text(text, "utf-8")
+            temporary.replace(path)
     except OSError as error:
-        raise disk_problem(error, path.absolute().parent) from None
+        raise disk_problem(error, folder) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

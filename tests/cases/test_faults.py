@@ -132,6 +132,13 @@ elif place == "check":
     before(pipeline, "check_file")
 elif place == "replace":
     before(claims.Claim, "replace")
+elif place == "plan":
+    inner_replace = pathlib.Path.replace
+    def replace(self, target):
+        if self.name.startswith(".plan.json."):
+            pause()
+        return inner_replace(self, target)
+    pathlib.Path.replace = replace
 elif place == "replaced":
     inner_replace = pathlib.Path.replace
     def replace(self, target):
@@ -300,6 +307,22 @@ def test_a_live_runs_files_are_left_alone(folder: Path, tmp_path: Path) -> None:
         code, said = paused.go_on()
         assert code == 0, said
         is_whole(output, source)
+
+
+def test_a_kill_while_a_plan_is_written(folder: Path, tmp_path: Path) -> None:
+    source = source_in(folder, external=False)
+    place_out = tmp_path / "out"
+    place_out.mkdir()
+    plan = place_out / "plan.json"
+    plan.write_text("old")
+    assert Paused("plan", source, place_out / "out.onnx", save_plan=str(plan)).kill()[0] == -signal.SIGKILL
+    assert plan.read_text() == "old"
+    others = [place_out / ".other.json.01234567.tmp", place_out / ".plan.json.0123.tmp"]
+    for other in others:
+        other.write_text("somebody else's")
+    halfconv.convert(source, place_out / "out.onnx", save_plan=plan)
+    is_whole(place_out / "out.onnx", source, also={plan.name, *(other.name for other in others)})
+    assert json.loads(plan.read_text("utf-8"))["to"] == "fp16"
 
 
 def test_leftovers_of_another_output_are_left_alone(folder: Path) -> None:
