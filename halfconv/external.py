@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onnx import TensorProto
@@ -15,7 +15,7 @@ from onnx import TensorProto
 from halfconv.errors import InputError, UsageError
 from halfconv.weight_files import room_for
 
-__all__ = ["DataFile", "data_file", "link_root", "without_links"]
+__all__ = ["DataFile", "bytes_of", "data_file", "link_root", "without_links"]
 
 #: Location in the model -> the real path of that file.
 DataFile = tuple[str, Path]
@@ -97,6 +97,18 @@ def _admit(real: Path, root: Path | None, found: str) -> None:
         raise InputError(f"{found}{outside}", f"--allow-links {real.parent} if you trust the model, or replace the link by a copy")
 
 
+def bytes_of(files: Iterable[Path]) -> int:
+    """Return the bytes of some files.
+
+    Raises:
+        InputError: One is missing.
+    """
+    try:
+        return sum(file.stat().st_size for file in set(files))
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}", "let nothing write it, and try again") from None
+
+
 @contextlib.contextmanager
 def without_links(model: Path, files: Mapping[str, Path]) -> Iterator[Path]:
     """Give a model to a program that follows no links, as ONNX Runtime and onnx's checker.
@@ -113,13 +125,13 @@ def without_links(model: Path, files: Mapping[str, Path]) -> Iterator[Path]:
         InputError: A file cannot be read.
     """
     folder = model.absolute().parent
-    if all(real == folder / location and real.stat().st_nlink == 1 for location, real in files.items() if real.exists()):
+    if all(real == folder.resolve() / location and real.stat().st_nlink == 1 for location, real in files.items() if real.exists()):
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="halfconv-") as made:
         copy = Path(made)
         try:
-            room_for(sum(real.stat().st_size for real in {*files.values()}), copy)
+            room_for(bytes_of(files.values()), copy)
             for location, real in {**files, model.name: model}.items():
                 (copy / location).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(real, copy / location)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from halfconv.check import LARGE_BYTES, load_in_child
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
-from halfconv.external import without_links
+from halfconv.external import bytes_of, without_links
 from halfconv.runtime.session_server import CPU, LEVELS
 from halfconv.runtime_process import RuntimeProcess, Session
 from halfconv.weight_files import room_for, weight_bytes, write_weights
@@ -107,7 +107,7 @@ def evaluate_file(
         EnvironmentProblem: The provider cannot be used here.
     """
     problem = ""
-    large = provider == CPU and sum(file.stat().st_size for file in {*files.values()}) > LARGE_BYTES
+    large = provider == CPU and bytes_of(files.values()) > LARGE_BYTES
     with ExitStack() as kept:
         used = process if process is not None else kept.enter_context(RuntimeProcess())
         file = kept.enter_context(without_links(path, files))
@@ -140,8 +140,7 @@ def check_valid(path: Path, files: Mapping[str, Path]) -> None:
         InputError: ONNX Runtime finds the graph invalid.
     """
     with without_links(path, files) as file:
-        size = sum(real.stat().st_size for real in {path, *files.values()})
-        problem, _ = load_in_child(file, LEVELS[-1], CPU, size)
+        problem, _ = load_in_child(file, LEVELS[-1], CPU, bytes_of([path, *files.values()]))
     if "Load model from" in problem and ("INVALID_GRAPH" in problem or "Type Error" in problem):
         raise InputError(f"{path}: is no valid model: {problem}", "onnx.checker.check_model on it")
 

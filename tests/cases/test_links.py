@@ -141,3 +141,13 @@ def test_equal_weights_behind_links_are_the_models(folder: Path) -> None:
     held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(result.output).graph.initializer}
     for tensor in network().graph.initializer:
         assert np.array_equal(held[tensor.name], onnx.numpy_helper.to_array(tensor).astype(np.float16))
+
+
+def test_a_folder_behind_a_link_is_not_copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data lies beside the model all the same, and may be large."""
+    save_external(folder)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setattr("shutil.copyfile", lambda *_: pytest.fail("copied"))
+    source = tmp_path / "link" / "model.onnx"
+    result = halfconv.convert(source)
+    assert halfconv.validate(source, result.output).passed
