@@ -36,6 +36,13 @@ PROTOBUF_LIMIT = 2**31 - 1
 #: Larger files are mapped while they are parsed, so that the parser's copy of inline weights is the only one in memory. A process
 #: dies where a mapped file shrinks.
 MAPPED_BYTES = 1 << 26
+#: Field of a tensor -> the element types that it holds; int32_data holds all others.
+_FIELDS = {
+    "float_data": (ir.DataType.FLOAT, ir.DataType.COMPLEX64),
+    "double_data": (ir.DataType.DOUBLE, ir.DataType.COMPLEX128),
+    "int64_data": (ir.DataType.INT64,),
+    "uint64_data": (ir.DataType.UINT32, ir.DataType.UINT64),
+}
 #: The most dimensions that an array can have.
 MAX_RANK = 64
 #: Sparse tensors are stored dense, as runtimes do on load; a larger one is refused, so that a hostile file stays small.
@@ -292,10 +299,13 @@ def _check_tensor(tensor: TensorProto, file: Path, external: dict[str, Path], ro
                 "export or download it again",
             )
     else:
-        held = len(tensor.float_data) + len(tensor.int32_data) + len(tensor.int64_data)
-        held += len(tensor.double_data) + len(tensor.uint64_data)
-        if held * max(1, 8 // dtype.bitwidth) < count:
-            raise InputError(f"{label} declares {count:,} elements but holds {held:,}", "export or download it again")
+        held = {name: len(getattr(tensor, name)) for name in ("int32_data", *_FIELDS) if len(getattr(tensor, name))}
+        right = next((name for name, kinds in _FIELDS.items() if dtype in kinds), "int32_data")
+        if wrong := held.keys() - {right}:
+            raise InputError(f"{label} of {dtype.name} holds its elements as {min(wrong)}, not as {right}", "export it again")
+        per_element = 2 if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) else 1 / max(1, 8 // dtype.bitwidth)
+        if held.get(right, 0) != math.ceil(count * per_element):
+            raise InputError(f"{label} declares {count:,} elements but holds {held.get(right, 0):,}", "export or download it again")
 
 
 def _make_dense(graph: onnx.GraphProto, file: Path) -> None:

@@ -249,6 +249,34 @@ def test_external_data_at_a_place_that_is_none(entries: dict[str, str], folder: 
     assert state(folder) == before
 
 
+FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data")
+
+
+@pytest.mark.parametrize("kind", sorted(set(TensorProto.DataType.values()) - {0, TensorProto.STRING}))
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_typed_fields_hold_what_the_type_says(kind: int, extra: int, folder: Path) -> None:
+    """Elements in a field of another type, or too many of them or too few, are refused; onnx writes them as they should be."""
+    name = helper.tensor_dtype_to_field(kind)
+    zeros = helper.make_tensor("c", kind, [4], np.zeros(4, helper.tensor_dtype_to_np_dtype(kind)))
+    made = model([helper.make_node("Relu", ["x"], ["y"])], [zeros])
+    if extra:
+        found = getattr(made.graph.initializer[0], name)
+        found[:] = [*found, 0] if extra > 0 else found[:-1]
+        refused = [made]
+    else:
+        halfconv.inspect(write(folder, made))
+        refused = []
+        for other in set(FIELDS) - {name}:
+            wrong = onnx.ModelProto.FromString(made.SerializeToString())
+            tensor = wrong.graph.initializer[0]
+            tensor.ClearField(name)
+            getattr(tensor, other).extend([0] * 4)
+            refused.append(wrong)
+    for bad in refused:
+        with pytest.raises(halfconv.InputError, match="tensor 'c'"):
+            halfconv.inspect(write(folder, bad))
+
+
 @pytest.mark.parametrize("dims", [[HUGE], [1 << 31, 1 << 31], [HUGE, 0]])
 def test_external_tensors_that_claim_too_much(dims: list[int], folder: Path) -> None:
     source = save_external(folder)
