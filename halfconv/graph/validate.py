@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from halfconv.errors import InputError, UnsupportedModel
 from halfconv.graph.names import subgraphs
@@ -39,50 +41,29 @@ def _schema(domain: str, op_type: str, version: int) -> onnx.defs.OpSchema | Non
 
 
 def check_names(proto: onnx.ModelProto, label: str) -> None:
-    """Refuse names that are no text: protobuf hands out bytes that are not UTF-8 as they are.
+    """Refuse names and other texts that are none: protobuf hands out bytes that are not UTF-8 as they are.
 
     Raises:
-        InputError: With the first such name.
+        InputError: With one of them.
     """
-    for name in _outer_texts(proto):
-        if not isinstance(name, str):
-            raise InputError(f"{label}: the text {bytes(name)!r} is not UTF-8", "export or download it again")
-    for graph in _all_graphs(proto):
-        values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-        names = [value.name for value in values]
-        for node in graph.node:
-            names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
-            names += [entry.key for entry in node.metadata_props] + [entry.value for entry in node.metadata_props]
-        for name in names:
-            if not isinstance(name, str):
-                raise InputError(f"{label}: the name {bytes(name)!r} is not UTF-8 text", "export or download it again")
+    for text in _texts(proto):
+        if not isinstance(text, str):
+            raise InputError(f"{label}: the text {bytes(text)!r} is not UTF-8", "export or download it again")
 
 
-def _outer_texts(proto: onnx.ModelProto) -> Iterator[str]:
-    yield from (proto.domain, proto.producer_name, proto.producer_version, proto.graph.name)
-    for entry in proto.opset_import:
-        yield entry.domain
-    for pair in (*proto.metadata_props, *proto.graph.metadata_props):
-        yield from (pair.key, pair.value)
-    for function in proto.functions:
-        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
-        for entry in function.opset_import:
-            yield entry.domain
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        yield value.doc_string
-        for dim in value.type.tensor_type.shape.dim:
-            yield dim.dim_param
-
-
-def _all_graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    bodies = [onnx.GraphProto(node=function.node) for function in proto.functions]
-    todo = [proto.graph, *bodies]
+def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    todo: list[Message] = [proto]
     while todo:
-        graph = todo.pop()
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                todo += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        message = todo.pop()
+        if isinstance(message, onnx.TensorProto):  # to list its fields would copy its data
+            yield from (message.name, message.doc_string)
+            todo += message.external_data
+            continue
+        for field, value in message.ListFields():
+            if field.type == FieldDescriptor.TYPE_STRING:
+                yield from [value] if isinstance(value, (str, bytes)) else value
+            elif field.type == FieldDescriptor.TYPE_MESSAGE:
+                todo += [value] if isinstance(value, Message) else value
 
 
 def check_functions(model: ir.Model, label: str) -> None:
