@@ -17,7 +17,9 @@ import onnx_ir as ir
 
 from halfconv.graph.schema import Signature
 
-__all__ = ["PROVIDERS", "Support", "combining", "has_kernel", "on_any", "on_cuda", "operators", "support", "table_source"]
+__all__ = [
+    "PROVIDERS", "Support", "combining", "expands", "has_kernel", "on_any", "on_cuda", "operators", "support", "table_source",
+]  # fmt: skip
 
 #: Providers whose kernels are known.
 PROVIDERS = ("cuda", "cpu")
@@ -124,9 +126,9 @@ def on_any(op_type: str, since: int) -> bool:
     return not listed or any(_serves(first, last, since) for first, last, _ in listed)
 
 
-def _expands(signature: Signature, letter: str) -> bool:
-    """Tell whether all operators of a function have some kernel for a half type."""
-    table = _table()[1]
+def expands(signature: Signature, dtype: ir.DataType) -> bool:
+    """Tell whether an operator is defined by others that have some CUDA kernel for a type each."""
+    table, letter = _table()[1], _LETTER[dtype]
 
     def able(op_type: str) -> bool:
         rows = table.get("::Cast" if op_type == "CastLike" else f"::{op_type}", ())
@@ -170,7 +172,7 @@ def support(domain: str, op_type: str, signature: Signature, variables: frozense
     if to in ON_CPU:
         entries = entries or [types for first, last, types in listed if first <= signature.since <= last]
     if not entries:
-        if signature.is_function and (to in ON_CPU or (not listed and _expands(signature, letter))):
+        if signature.is_function and (to in ON_CPU or (not listed and expands(signature, to))):
             return Support(variables, mixed=False)
         kind = "" if to in ON_CPU else f"{to.name} "
         return Support(frozenset(), False, f"{package} has no {kind}CUDA kernel for {op_type}-{signature.since}")
