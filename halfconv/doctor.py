@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ import onnx_ir as ir
 from halfconv import __version__
 from halfconv.errors import InputError, UsageError
 from halfconv.graph.kernels import PROVIDERS, operators, table_source
-from halfconv.runtime.installation import Facts, facts
-from halfconv.runtime.providers import NAMES, Problem, installation_problems, limits_of, own_provider, problems_of
+from halfconv.runtime.installation import NAMES, Facts, facts
+from halfconv.runtime.providers import Problem, installation_problems, limits_of, own_provider, problems_of
 from halfconv.runtime.session_server import LEVELS
 from halfconv.runtime_process import RuntimeProcess
 
@@ -71,9 +71,14 @@ class ProviderState:
     runs: tuple[Run, ...]
 
     @property
+    def runs_fp16(self) -> bool:
+        """Whether FP16 ran on it."""
+        return any(run.passed for run in self.runs if run.dtype == "fp16")
+
+    @property
     def works(self) -> bool:
         """Whether FP16 ran on it, and nothing is wrong with the installation."""
-        return not self.problems and any(run.passed for run in self.runs if run.dtype == "fp16")
+        return self.runs_fp16 and not self.problems
 
     @property
     def kernels(self) -> Mapping[str, Any] | None:
@@ -173,13 +178,14 @@ def examine(found: Facts, name: str) -> ProviderState:
     """
     available = NAMES[name] in found.built
     runs = _runs(name) if available else ()
-    if any(run.passed for run in runs if run.dtype == "fp16"):
-        listed = installation_problems(found, name)  # what else seemed to be missing is there
-    else:
-        listed = problems_of(found, name)
-        if not listed and runs:
-            listed = [Problem(f"no session runs on it: {runs[0].problem}", NO_CAUSE)]
-    return ProviderState(name, available, tuple(listed), tuple(limits_of(found, name)) if available else (), runs)
+    limits = tuple(limits_of(found, name)) if available else ()
+    state = ProviderState(name, available, (), limits, runs)
+    if state.runs_fp16:
+        return replace(state, problems=tuple(installation_problems(found, name)))  # what else seemed to be missing is there
+    listed = problems_of(found, name)
+    if not listed and runs:
+        listed = [Problem(f"no session runs on it: {runs[0].problem}", NO_CAUSE)]
+    return replace(state, problems=tuple(listed))
 
 
 def _runs(provider: str) -> tuple[Run, ...]:

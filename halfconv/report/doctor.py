@@ -40,7 +40,12 @@ def show_doctor(report: DoctorReport, console: Console) -> None:
     for run in asked.runs:
         if asked.works and not run.passed:
             console.print(f"[yellow]note:[/] {run.dtype.upper()} does not run: {_plain(run.problem)}")
-    console.print(f"[green]{asked.name} works[/]" if asked.works else f"[red]{asked.name} does not work here[/]")
+    if asked.works:
+        console.print(f"[green]{asked.name} works[/]")
+    elif asked.runs_fp16:
+        console.print(f"[red]{asked.name} runs, but the installation is not sound[/]")
+    else:
+        console.print(f"[red]{asked.name} does not work here[/]")
 
 
 def _plain(text: str) -> str:
@@ -71,7 +76,7 @@ def _libraries(found: Facts) -> Table:
         for library in libraries:
             missing = "not found" + (f" ({', '.join(library.others)} is)" if library.others else "")
             users, _, _ = rows.setdefault(library.name, ([], library.version, library.path or missing))
-            users.append(f"{provider}, when it runs" if library.optional else provider)
+            users.append(f"{provider} (when it runs)" if library.optional else provider)
     for name, (users, version, path) in rows.items():
         table.add_row(_plain(name), ", ".join(users), _plain(version), _plain(path))
     return table

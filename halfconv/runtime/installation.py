@@ -15,8 +15,10 @@ from typing import Any
 from .driver import Driver, read_driver
 from .libraries import Library, find, loaded, loader_cache, needed, package_versions, search_folders
 
-__all__ = ["CPU_PACKAGE", "GPU_PACKAGE", "Facts", "Wheel", "facts"]
+__all__ = ["CPU_PACKAGE", "GPU_PACKAGE", "NAMES", "Facts", "Wheel", "facts"]
 
+#: What users call a provider -> ONNX Runtime's name.
+NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 CPU_PACKAGE, GPU_PACKAGE = "onnxruntime", "onnxruntime-gpu"
 #: Files of NVIDIA's that a provider may need; the rest comes with every system, and libcuda with the driver.
 _NVIDIA = re.compile(r"lib(cu(?!da\.so)|nv)")
@@ -108,7 +110,7 @@ def facts() -> Facts:
         version=onnxruntime.__version__,
         built=built,
         cuda=getattr(onnxruntime, "cuda_version", "") or "",
-        libraries=_libraries(folder, hasattr(onnxruntime, "preload_dlls")),
+        libraries=_libraries(folder, built, hasattr(onnxruntime, "preload_dlls")),
         driver=read_driver(),
         visible=visible,
     )
@@ -131,10 +133,12 @@ def _wheels(folder: Path | None) -> tuple[Wheel, ...]:
     return tuple(found[name] for name in sorted(found))
 
 
-def _libraries(folder: Path, preloads: bool) -> dict[str, tuple[Library, ...]]:
+def _libraries(folder: Path, built: tuple[str, ...], preloads: bool) -> dict[str, tuple[Library, ...]]:
     """Look up what the providers need. What they ask for only when they run stands in the package's extras."""
     found: dict[str, tuple[Library, ...]] = {}
     for provider in ("cuda", "tensorrt"):
+        if NAMES[provider] not in built:
+            continue
         names, own = needed(folder / "capi" / f"libonnxruntime_providers_{provider}.so")
         if not names:
             continue

@@ -10,15 +10,13 @@ from typing import NamedTuple
 
 from ..errors import UsageError
 from .driver import NO_LIBRARY
-from .installation import CPU_PACKAGE, GPU_PACKAGE, Facts, facts
+from .installation import CPU_PACKAGE, GPU_PACKAGE, NAMES, Facts, facts
 from .libraries import Library
 
 __all__ = [
     "NAMES", "TENSOR_CORES", "Problem", "installation_problems", "limits_of", "own_provider", "problems", "problems_of",
 ]  # fmt: skip
 
-#: What users call a provider -> ONNX Runtime's name.
-NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _TITLES = {"cpu": "CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
 #: Libraries that a provider loads without -> what is refused then.
 _WITHOUT = {
@@ -89,20 +87,20 @@ def installation_problems(found: Facts, provider: str) -> list[Problem]:
     anew = f"pip install {wanted}"
     if names:
         anew = f"pip uninstall -y {' '.join(wheel.name for wheel in found.wheels)}, then {anew}"
-    listed = []
+    lacks = f"{found.package} {found.version} has no {_TITLES[provider]} provider" if NAMES[provider] not in found.built else ""
     if not names and not found.package and not found.error:
         return [Problem("no ONNX Runtime is installed", f"pip install {wanted}")]
     if len(names) > 1:
-        listed.append(Problem(f"{' and '.join(names)} are installed together and overwrite each other's files", anew))
-    elif names and found.wheels[0].absent:
+        words = f"{' and '.join(names)} are installed together and overwrite each other's files"
+        left = f": {found.error}" if found.error else f"; as it is, {lacks}" if lacks else ""
+        return [Problem(words + left, anew)]
+    if names and found.wheels[0].absent:
         again = f"pip install --force-reinstall --no-deps {names[0].replace(' ', '==')}"
         words = f"{found.wheels[0].absent} files of {names[0]} are gone, as after removing another package of ONNX Runtime"
         return [Problem(words, again)]
     if found.error:
-        listed.append(Problem(f"onnxruntime cannot be imported: {found.error}", anew))
-    elif NAMES[provider] not in found.built:
-        listed.append(Problem(f"{found.package} {found.version} has no {_TITLES[provider]} provider", anew))
-    return listed
+        return [Problem(f"onnxruntime cannot be imported: {found.error}", anew)]
+    return [Problem(lacks, anew)] if lacks else []
 
 
 def _driver_problems(found: Facts) -> list[Problem]:
@@ -115,7 +113,8 @@ def _driver_problems(found: Facts) -> list[Problem]:
         return [Problem(f"the NVIDIA driver does not start ({driver.error})", advice)]
     if not driver.devices:
         if found.visible is not None:
-            return [Problem(f"CUDA_VISIBLE_DEVICES={found.visible!r} hides every GPU", "unset it, or name one, as in 0")]
+            hidden = f"all {driver.total} GPUs" if driver.total > 1 else "the GPU" if driver.total else "every GPU"
+            return [Problem(f"CUDA_VISIBLE_DEVICES={found.visible!r} hides {hidden}", "unset it, or name one, as in 0")]
         return [Problem("the NVIDIA driver finds no GPU", f"nvidia-smi -L, which lists them; {container}")]
     listed, made_for = [], _major(found.cuda)
     capability, oldest_driver = _OLDEST.get(made_for, ((0, 0), 0))
@@ -142,7 +141,7 @@ def _library_problems(found: Facts, provider: str) -> list[Problem]:
     package = f"pip install '{GPU_PACKAGE}[cuda,cudnn]=={found.version}'"
     elsewhere = "or the folder that has {} on LD_LIBRARY_PATH"
     listed = []
-    for title, libraries in ((f"CUDA {found.cuda}", toolkit), ("cuDNN", cudnn)):
+    for title, libraries in ((f"CUDA {found.cuda}".strip(), toolkit), ("cuDNN", cudnn)):
         if libraries:
             listed.append(Problem(_missing(title, libraries), f"{package}, {elsewhere.format(_it(libraries))}"))
     if tensorrt:
