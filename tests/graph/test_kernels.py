@@ -163,6 +163,12 @@ def test_a_variable_for_other_types_only_is_kept_apart_from_one_without_limits()
     assert made == {"::Norm": [[1, 9, {"T": "f", "U": "f"}], [1, 9, {"T": "", "U": "f"}]]}
 
 
+def test_a_cache_of_bytes_is_no_cache_of_floats() -> None:
+    """A kernel for half queries and a quantised cache takes no FP32 cache: queries and cache go together."""
+    found = look("GroupQueryAttention", "T T_CACHE", opset=1, domain="com.microsoft")
+    assert found.half == {"T", "T_CACHE"} and not found.mixed
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_operators_of_a_provider(provider: str) -> None:
     halves = operators(provider, FP16)
