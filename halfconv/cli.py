@@ -341,6 +341,26 @@ def demo(output: Path | None, as_json: bool) -> None:
         render(report, _console())
 
 
+@cli.command()
+@click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]),
+              help="The one that must work.  [default: cuda if ONNX Runtime's GPU package is installed, else cpu]")
+@_json_option
+def doctor(provider: str | None, as_json: bool) -> None:
+    """Say what this machine can run, and why not; exit code 1 if the provider does not work."""
+    from halfconv.doctor import doctor as run
+
+    with _progress(as_json, "looking at this machine"):
+        report = run(provider)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        from halfconv.report.doctor import show_doctor
+
+        show_doctor(report, _console())
+    if not report.works:
+        sys.exit(1)
+
+
 cli.add_command(diff)
 cli.add_command(explain)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from halfconv.placement import Placed, placement
 from halfconv.planning import plan_model
 from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.rules import Rules
@@ -67,6 +68,7 @@ class InspectReport:
         fp32: Every value that would stay FP32, with its reason.
         weights: Weights that half precision changes by more than rounding.
         fusions: Fused operator -> number.
+        placement: Which kernels the nodes would get from the providers that the target means.
         seconds: Seconds by stage.
         warnings: Sentences that deserve attention.
     """
@@ -87,6 +89,7 @@ class InspectReport:
     fp32: tuple[FloatValue, ...]
     weights: tuple[OddWeight, ...]
     fusions: Mapping[str, int]
+    placement: tuple[Placed, ...]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
 
@@ -110,6 +113,7 @@ class InspectReport:
             "fp32": [entry.to_dict() for entry in self.fp32],
             "weights": [entry.to_dict() for entry in self.weights],
             "fusions": dict(self.fusions),
+            "placement": [entry.to_dict() for entry in self.placement],
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "warnings": list(self.warnings),
         }
@@ -169,6 +173,7 @@ def inspect(
         fp32=tuple(FloatValue.of(value) for value in planned.plan.fp32()),
         weights=tuple(odd),
         fusions=planned.prepared.fusions,
+        placement=placement(planned),
         seconds=planned.seconds,
         warnings=tuple([*planned.prepared.notes, *planned.assignment.overruled]),
     )

@@ -20,7 +20,7 @@ import halfconv
 from halfconv.cli import main
 from halfconv.planning import plan_model
 
-NAMES = ("baseline", "convert", "demo", "diff", "explain", "inspect", "plan", "profile", "ranges", "validate")
+NAMES = ("baseline", "convert", "demo", "diff", "doctor", "explain", "inspect", "plan", "profile", "ranges", "validate")
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -187,6 +187,13 @@ def test_demo_prints_what_its_schema_says(folder: Path, capfd: pytest.CaptureFix
     content = answer(capfd, "demo", "--json", "-o", folder / "kept")
     validate("demo", content)
     assert content["kept"] == content["conversion"]["output"] == str(folder / "kept" / "magika.fp16.onnx")
+
+
+def test_doctor_prints_what_its_schema_says(capfd: pytest.CaptureFixture[str]) -> None:
+    content = answer(capfd, "doctor", "--provider", "cpu", "--json")
+    validate("doctor", content)
+    assert content["works"] and content["provider"] == "cpu"
+    assert [state["provider"] for state in content["providers"]] == ["cpu", "cuda", "tensorrt"]
 
 
 def test_changed_constants_are_reported_by_schema(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

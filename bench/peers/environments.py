@@ -66,7 +66,7 @@ class Tool:
             subprocess.CalledProcessError: The environment cannot be built.
         """
         files = self.requirements()
-        return sys.executable if here or not files else str(_build(self.who, files))
+        return sys.executable if here or not files else str(build(self.who, files))
 
     def call(self, python: str, source: Path, output: Path, report: Path, *more: str) -> list[str]:
         """The command that converts in process and writes its ``call_seconds`` to ``report``."""
@@ -120,8 +120,19 @@ def versions(who: str, python: str) -> dict[str, str]:
     return result
 
 
-def _build(name: str, files: list[Path]) -> Path:
-    """Build a virtual environment unless it is there and up to date."""
+def build(name: str, files: list[Path]) -> Path:
+    """Build a virtual environment unless it is there and up to date.
+
+    Args:
+        name: Its folder's name.
+        files: Requirement files, installed one after another; those named ``*.nodeps.txt`` without dependencies.
+
+    Returns:
+        Its interpreter.
+
+    Raises:
+        subprocess.CalledProcessError: It cannot be built.
+    """
     folder = VENVS / name
     python, stamp = folder / "bin" / "python", folder / "halfconv-bench.sha256"
     wanted = hashlib.sha256(sys.version.encode() + b"".join(path.read_bytes() for path in files)).hexdigest()

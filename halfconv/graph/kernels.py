@@ -1,12 +1,14 @@
-"""Which operators a target can run in half precision.
+"""Which operators a provider of ONNX Runtime can run in half precision.
 
-The table holds the CUDA provider's kernels, as ONNX Runtime lists them itself; `bench/make_kernel_table.py` reduces the full
-list. The CPU provider needs no table: around every operator that it has no FP16 kernel for it casts, and it loads no BF16 model.
+The tables hold the kernels of the CUDA and of the CPU provider, as ONNX Runtime lists them itself; `bench/make_kernel_table.py`
+reduces the full lists. Planning asks only CUDA's: the CPU provider casts around every operator that it has no FP16 kernel for, and
+it loads no BF16 model. Its own table says which operators are spared these casts.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -15,7 +17,12 @@ import onnx_ir as ir
 
 from halfconv.graph.schema import Signature
 
-__all__ = ["Support", "combining", "on_any", "on_cuda", "support", "table_source"]
+__all__ = [
+    "PROVIDERS", "Support", "combining", "expands", "has_kernel", "on_any", "on_cuda", "operators", "support", "table_source",
+]  # fmt: skip
+
+#: Providers whose kernels are known.
+PROVIDERS = ("cuda", "cpu")
 
 #: Formats that the CPU provider runs, by casting. In the others only the CUDA provider's own kernels count.
 ON_CPU = frozenset({ir.DataType.FLOAT16})
@@ -23,7 +30,7 @@ ON_CPU = frozenset({ir.DataType.FLOAT16})
 NO_CPU_HALF = frozenset({"RandomNormal", "RandomUniform"})
 #: ONNX Runtime's "no upper end" of a kernel's versions.
 OPEN_END = 2**31 - 1
-_LETTER = {ir.DataType.FLOAT16: "h", ir.DataType.BFLOAT16: "b"}
+_LETTER = {ir.DataType.FLOAT: "f", ir.DataType.FLOAT16: "h", ir.DataType.BFLOAT16: "b"}
 
 Entry = tuple[int, int, dict[str, str]]
 
@@ -44,15 +51,54 @@ class Support:
 
 
 @cache
-def _table() -> tuple[str, dict[str, list[Entry]]]:
-    text = resources.files("halfconv.graph").joinpath("data/cuda_kernels.json").read_text("utf-8")
+def _table(provider: str = "cuda") -> tuple[str, dict[str, list[Entry]]]:
+    text = resources.files("halfconv.graph").joinpath(f"data/{provider}_kernels.json").read_text("utf-8")
     content = json.loads(text)
     return content["package"], content["kernels"]
 
 
-def table_source() -> str:
-    """Return the package and version whose kernels the table lists."""
-    return _table()[0]
+def table_source(provider: str = "cuda") -> str:
+    """Return the package and version whose kernels a provider's table lists."""
+    return _table(provider)[0]
+
+
+def _key(domain: str, op_type: str) -> str:
+    return f"{'' if domain == 'ai.onnx' else domain}::{op_type}"
+
+
+def operators(provider: str, dtype: ir.DataType | None = None) -> tuple[str, ...]:
+    """Return the operators for which a provider has a kernel, of any version, for floating-point numbers.
+
+    Args:
+        provider: One of `PROVIDERS`.
+        dtype: FLOAT16 or BFLOAT16 to leave out those without a kernel for this type.
+
+    Returns:
+        Their names, sorted; those of other domains as ``com.microsoft::Gelu``.
+    """
+    wanted = "bfh" if dtype is None else _LETTER[dtype]
+    return tuple(
+        key.removeprefix("::")
+        for key, entries in sorted(_table(provider)[1].items())
+        if any(set(wanted) & set(letters) for _, _, types in entries for letters in types.values())
+    )
+
+
+def has_kernel(provider: str, domain: str, op_type: str, since: int, types: Mapping[str, ir.DataType]) -> bool:
+    """Tell whether a provider has one kernel for all types of a node.
+
+    Args:
+        provider: One of `PROVIDERS`.
+        domain: Operator domain.
+        op_type: Operator name.
+        since: The version of the operator.
+        types: Type variable -> FLOAT, FLOAT16 or BFLOAT16, of the floating-point slots.
+    """
+    wanted = {variable.partition("@")[0]: _LETTER[dtype] for variable, dtype in types.items()}
+    return any(
+        _serves(first, last, since) and all(letter in known.get(variable, "bfh") for variable, letter in wanted.items())
+        for first, last, known in _table(provider)[1].get(_key(domain, op_type), ())
+    )
 
 
 def _serves(first: int, last: int, since: int) -> bool:
@@ -65,10 +111,9 @@ def _serves(first: int, last: int, since: int) -> bool:
 
 def on_cuda(domain: str, op_type: str, since: int, dtype: ir.DataType) -> bool:
     """Tell whether the CUDA provider has a kernel of an operator's version for a half type."""
-    key = f"{'' if domain == 'ai.onnx' else domain}::{op_type}"
     return any(
         _serves(first, last, since) and any(_LETTER[dtype] in letters for letters in types.values())
-        for first, last, types in _table()[1].get(key, ())
+        for first, last, types in _table()[1].get(_key(domain, op_type), ())
     )
 
 
@@ -81,9 +126,9 @@ def on_any(op_type: str, since: int) -> bool:
     return not listed or any(_serves(first, last, since) for first, last, _ in listed)
 
 
-def _expands(signature: Signature, letter: str) -> bool:
-    """Tell whether all operators of a function have some kernel for a half type."""
-    table = _table()[1]
+def expands(signature: Signature, dtype: ir.DataType) -> bool:
+    """Tell whether an operator is defined by others that have some CUDA kernel for a type each."""
+    table, letter = _table()[1], _LETTER[dtype]
 
     def able(op_type: str) -> bool:
         rows = table.get("::Cast" if op_type == "CastLike" else f"::{op_type}", ())
@@ -121,14 +166,13 @@ def support(domain: str, op_type: str, signature: Signature, variables: frozense
         return Support(frozenset(), False, f"ONNX Runtime's CPU provider has no {to.name} kernel for {op_type}")
     letter = _LETTER[to]
     package, table = _table()
-    key = f"{'' if domain == 'ai.onnx' else domain}::{op_type}"
-    listed = table.get(key, ())
+    listed = table.get(_key(domain, op_type), ())
     entries = [types for first, last, types in listed if _serves(first, last, signature.since)]
     # Of a version that CUDA has no kernel for in any type, the CPU provider runs both precisions: half needs fewer Casts around it.
     if to in ON_CPU:
         entries = entries or [types for first, last, types in listed if first <= signature.since <= last]
     if not entries:
-        if signature.is_function and (to in ON_CPU or (not listed and _expands(signature, letter))):
+        if signature.is_function and (to in ON_CPU or (not listed and expands(signature, to))):
             return Support(variables, mixed=False)
         kind = "" if to in ON_CPU else f"{to.name} "
         return Support(frozenset(), False, f"{package} has no {kind}CUDA kernel for {op_type}-{signature.since}")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from halfconv.graph.kernels import table_source
 from halfconv.precision.formats import FORMATS
 from halfconv.report.text import figure, metric_sentence, sampled, visible
 
@@ -126,6 +127,26 @@ def _drift(report: DriftReport, console: Console) -> None:
         console.print(f"  {escape(said)}")
 
 
+def _placement(report: InspectReport, console: Console) -> None:
+    """Print how many nodes would run where they should, and which would not."""
+    for provider, where, wanted, others in (
+        ("cuda", "CUDA", "nodes with floating-point numbers have a kernel", "on the CPU instead"),
+        ("cpu", "the CPU", "half nodes run in half", "in FP32 between Casts"),
+    ):
+        asked = [p for p in report.placement if p.provider == provider and (provider == "cuda" or p.dtype != "float")]
+        total, native = sum(p.nodes for p in asked), sum(p.nodes for p in asked if p.runs == "native")
+        if not total:
+            continue
+        line = f"  on {where} ({table_source(provider)}), {native:,} of {total:,} {wanted}"
+        for runs, words in (("cpu" if provider == "cuda" else "casts", others), ("nowhere", "no kernel is known for")):
+            names: Counter[str] = Counter()
+            for p in asked:
+                names.update({f"{p.op}-{p.version}": p.nodes if p.runs == runs else 0})
+            if left := dict((+names).most_common()):
+                line += f"; {words}: {_pairs(left, 6)}"
+        console.print(_plain(line))
+
+
 def show_inspect(report: InspectReport, console: Console) -> None:
     """Print what a model holds."""
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in report.opsets.items())
@@ -141,6 +162,7 @@ def show_inspect(report: InspectReport, console: Console) -> None:
         f"  converted, {half:,} of {total:,} values would be half ({_share(half, total)}), with {report.casts} casts"
         + (f"; fused: {_pairs(report.fusions)}" if report.fusions else "")
     )
+    _placement(report, console)
     if report.weights:
         table = Table(title="Weights that half changes by more than rounding", title_justify="left", box=None, pad_edge=False)
         for column in ("weight", "elements", "largest", f"beyond {FORMATS[report.to].max:,.6g}", "flushed to zero", "inf or NaN"):
