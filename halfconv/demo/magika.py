@@ -5,12 +5,13 @@ module finds both, turns files into the model's input as Magika 1.0 does, and ru
 provider. The package itself is not imported: only its data files are read.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,25 +130,26 @@ def classify(path: Path, inputs: "NDArray[np.int32]", *, simulated: bool = False
     import numpy as np
 
     answers = [np.empty(0, np.int64)]
-    run = _simulation(path) if simulated else _session(path)
-    for start in range(0, len(inputs), _BATCH):
-        scores = np.asarray(run(inputs[start : start + _BATCH]), np.float32)
-        answers.append(np.where(np.isfinite(scores).all(axis=1), scores.argmax(axis=1), NO_ANSWER).astype(np.int64))
+    with _simulation(path) if simulated else contextlib.nullcontext(_session(path)) as run:
+        for start in range(0, len(inputs), _BATCH):
+            scores = np.asarray(run(inputs[start : start + _BATCH]), np.float32)
+            answers.append(np.where(np.isfinite(scores).all(axis=1), scores.argmax(axis=1), NO_ANSWER).astype(np.int64))
     return np.concatenate(answers)
 
 
 Run = Callable[["NDArray[np.int32]"], Any]
 
 
-def _simulation(path: Path) -> Run:
-    """A function that runs the simulation of a half-precision model."""
+@contextlib.contextmanager
+def _simulation(path: Path) -> Iterator[Run]:
+    """Open the simulation of a half-precision model, and give a function that runs it."""
     from halfconv.drift.evaluate import evaluate_simulation
     from halfconv.drift.simulate import simulate
     from halfconv.model import load
 
-    evaluator = evaluate_simulation(simulate(load(path)), str(path))
-    (name,) = evaluator.inputs
-    return lambda rows: next(iter(evaluator.run({name: rows}, "the listed files").values()))
+    with evaluate_simulation(simulate(load(path)), str(path)) as evaluator:
+        (name,) = evaluator.inputs
+        yield lambda rows: next(iter(evaluator.run({name: rows}, "the listed files").values()))
 
 
 def _session(path: Path) -> Run:
