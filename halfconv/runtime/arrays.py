@@ -216,7 +216,7 @@ def _read(value: Any, spec: Spec) -> Feed:
 
 
 def _feed(spec: Spec, array: np.ndarray[Any, Any]) -> Feed:
-    name = array.dtype.name
+    name = _name(array.dtype)
     if array.dtype.kind in "OSUT":
         return Feed(spec, array.astype(object), "string", array.shape)
     if name == "bfloat16":
@@ -224,6 +224,12 @@ def _feed(spec: Spec, array: np.ndarray[Any, Any]) -> Feed:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return Feed(spec, array, name, array.shape)
+
+
+@cache
+def _name(kind: np.dtype[Any]) -> str:
+    """Return a type's name, which numpy puts together anew each time."""
+    return kind.name
 
 
 def _numbers(value: Any, spec: Spec) -> Feed:

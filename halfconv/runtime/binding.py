@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,8 @@ __all__ = ["Bound", "run_options"]
 
 #: The run option that names a CUDA graph, and the value that means none.
 _GRAPH, _NO_GRAPH = "gpu_graph_id", -1
+#: Arrays begin at multiples of so many bytes.
+_ALIGN = 256
 
 
 def run_options(graph: int = _NO_GRAPH) -> Any:
@@ -25,6 +28,33 @@ def run_options(graph: int = _NO_GRAPH) -> Any:
     options = onnxruntime.RunOptions()
     options.add_run_config_entry(_GRAPH, str(graph))
     return options
+
+
+class _Place(NamedTuple):
+    """Where an array lies in a buffer."""
+
+    begin: int
+    size: int
+    shape: tuple[int, ...]
+    storage: np.dtype[Any]
+
+    def view(self, buffer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return buffer[self.begin : self.begin + self.size].view(self.storage).reshape(self.shape)
+
+
+def _places(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> tuple[dict[str, _Place], int]:
+    """Lay arrays one after the other; returns their places, and the bytes that all take."""
+    places, end = {}, 0
+    for name, (shape, storage) in arrays.items():
+        size = math.prod(shape) * storage.itemsize
+        places[name] = _Place(end, size, shape, storage)
+        end += -(-size // _ALIGN) * _ALIGN
+    return places, end
+
+
+def _storage(spec: Spec) -> np.dtype[Any]:
+    assert spec.storage is not None  # else the model would not be bound
+    return spec.storage
 
 
 class Bound:
@@ -65,40 +95,29 @@ class Bound:
         self._outputs = outputs
         self._binding = session.io_binding()
         self._values: dict[str, Any] = {}
+        self._addresses: dict[str, tuple[int, int, int]] = {}
         self._fixed: dict[str, Any] = {}  # outputs of the graph
         self._plain, self._graphed = run_options(), None if graph is None else run_options(graph)
         self._specs = {name: inputs[name] for name in shapes}
         self._staged, self._stage = self._staging()
-        self._results = device.buffer(0)
+        self._results, self._results_at = device.buffer(0), 0
 
     def _staging(self) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """Make the buffer that inputs are cast into, and its part for each of them."""
-        offsets, end = {}, 0
-        for name, spec in self._specs.items():
-            assert spec.storage is not None
-            size = int(np.prod(self.shapes[name], dtype=np.int64)) * spec.storage.itemsize
-            offsets[name] = (end, size)
-            end += -(-size // 256) * 256
+        places, end = _places({name: (dims, _storage(self._specs[name])) for name, dims in self.shapes.items()})
         whole = self._device.buffer(end)
-        return {
-            name: whole[begin : begin + size].view(self._specs[name].storage).reshape(self.shapes[name])  # type: ignore[arg-type]
-            for name, (begin, size) in offsets.items()
-        }, whole
+        return {name: place.view(whole) for name, place in places.items()}, whole
 
-    def _value(self, name: str) -> Any:
-        """Return the buffer of an input where the model reads it; made on first use."""
-        if name not in self._values:
-            import onnxruntime
+    def _make(self, name: str) -> Any:
+        """Make the buffer of an input where the model reads it."""
+        import onnxruntime
 
-            spec = self._specs[name]
-            if spec.on_host and self._device.name != "cpu":
-                make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
-                self._values[name] = make(self._staged[name], spec.code)
-            else:
-                self._values[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                    list(self.shapes[name]), spec.code, self._device.name, self._device.index
-                )
-        return self._values[name]
+        spec = self._specs[name]
+        if spec.on_host and self._device.name != "cpu":
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(self._staged[name], spec.code)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            list(self.shapes[name]), spec.code, self._device.name, self._device.index
+        )
 
     def fill(self, feeds: Mapping[str, Feed]) -> list[Any]:
         """Cast and copy a run's inputs to where the model reads them, and bind them.
@@ -113,29 +132,34 @@ class Bound:
             InputError: An input cannot be cast or copied.
         """
         kept = []
+        self._device.enter()
         for name, feed in feeds.items():
-            address = None
             if feed.array is None and self.graph is None:
                 address = foreign.direct(feed.given, feed.element, feed.spec, self.shapes[name], self._device.index)
-            if address is not None:
-                foreign.wait(feed.given)
-                kept.append(feed.given)
-                self._binding.bind_input(name, self._device.name, self._device.index, feed.spec.code, list(feed.shape), address)
-                continue
-            value = self._value(name)
+                if address is not None:
+                    foreign.wait(feed.given)
+                    kept.append(feed.given)
+                    self._values.pop(name, None)
+                    self._binding.bind_input(name, self._device.name, self._device.index, feed.spec.code, list(feed.shape), address)
+                    continue
+            value = self._values.get(name)
+            if value is None:
+                value = self._values[name] = self._make(name)
+                self._addresses[name] = value.data_ptr(), self._staged[name].ctypes.data, self._staged[name].nbytes
+                self._binding.bind_ortvalue_input(name, value)
             if feed.array is None:
                 foreign.put(feed.given, value, name, self._device.copy)
+                continue
+            staged = self._staged[name]
+            if feed.shape == staged.shape:
+                cast_into(feed, staged)
             else:
-                staged = self._staged[name]
-                if feed.shape == staged.shape:
-                    cast_into(feed, staged)
-                else:
-                    rows = feed.shape[0]
-                    cast_into(feed, staged[:rows])
-                    staged[rows:] = staged[rows - 1 : rows]
-                if not (feed.spec.on_host and self._device.name != "cpu"):
-                    self._device.upload(value.data_ptr(), staged)
-            self._binding.bind_ortvalue_input(name, value)
+                rows = feed.shape[0]
+                cast_into(feed, staged[:rows])
+                staged[rows:] = staged[rows - 1 : rows]
+            to, address, size = self._addresses[name]
+            if to != address and size:
+                self._device.copy(to, address, size)
         self._device.wait()
         return kept
 
@@ -149,7 +173,6 @@ class Bound:
         Returns:
             Output -> OrtValue, in memory of this run's own.
         """
-        self._binding.clear_binding_outputs()  # else ONNX Runtime writes into the last run's
         for name in names:
             if self._outputs[name].on_host:
                 self._binding.bind_output(name, "cpu")
@@ -157,7 +180,9 @@ class Bound:
                 self._binding.bind_output(name, self._device.name, self._device.index)
         self._session.run_with_iobinding(self._binding, options or self._plain)
         self.runs += 1
-        return dict(zip(names, self._binding.get_outputs(), strict=True))
+        found = dict(zip(names, self._binding.get_outputs(), strict=True))
+        self._binding.clear_binding_outputs()  # else the next run would write into what the caller got
+        return found
 
     @property
     def ready(self) -> bool:
@@ -168,7 +193,6 @@ class Bound:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
         if not self._fixed:
             self._fixed = self.run(list(self._outputs))
-            self._binding.clear_binding_outputs()
             for name, value in self._fixed.items():
                 self._binding.bind_ortvalue_output(name, value)
 
@@ -208,33 +232,33 @@ class Bound:
                 else foreign.from_device(value, self._outputs[name], to, rows if name in cut else None, wanted, fresh)
                 for name, value in values.items()
             }
-        places, end = {}, 0
-        for name, value in values.items():
-            shape = tuple(value.shape())
-            if rows is not None and name in cut:
-                shape = (rows, *shape[1:])
-            size = int(np.prod(shape, dtype=np.int64)) * self._storage(name).itemsize
-            places[name] = (end, size, shape)
-            end += -(-size // 256) * 256
+        shapes = {
+            name: (
+                (rows, *value.shape()[1:]) if rows is not None and name in cut else tuple(value.shape()),
+                _storage(self._outputs[name]),
+            )
+            for name, value in values.items()
+        }
+        places, end = _places(shapes)
         if end > self._results.nbytes:
             self._device.release(self._results)
             self._results = self._device.buffer(end)
-        views = {}
-        for name, (begin, size, shape) in places.items():
+            self._results_at = self._results.ctypes.data
+        found = {}
+        for name, place in places.items():
             value = values[name]
-            if value.device_name() == "cpu" and self._device.name != "cpu":
-                views[name] = self._trim(read_value(value), name, rows, cut)
+            if self._outputs[name].on_host and self._device.name != "cpu":
+                found[name] = self._trim(read_value(value), name, rows, cut)
                 continue
-            views[name] = self._results[begin : begin + size].view(self._storage(name)).reshape(shape)
-            self._device.download(views[name], value.data_ptr())
+            found[name] = place.view(self._results)
+            if place.size:
+                self._device.copy(self._results_at + place.begin, value.data_ptr(), place.size)
         self._device.wait()
-        found = {name: finish(view, self._outputs[name], wanted) for name, view in views.items()}
-        return {name: np.array(a) if np.may_share_memory(a, self._results) else a for name, a in found.items()}
+        return {name: self._own(finish(view, self._outputs[name], wanted), view) for name, view in found.items()}
 
-    def _storage(self, name: str) -> np.dtype[Any]:
-        storage = self._outputs[name].storage
-        assert storage is not None  # else the model would not be bound
-        return storage
+    def _own(self, array: Any, view: Any) -> Any:
+        """Return an array in memory of its own, as the next run overwrites the buffer."""
+        return np.array(array) if array is view or array.base is not None else array
 
     @staticmethod
     def _trim(array: Any, name: str, rows: int | None, cut: frozenset[str]) -> Any:

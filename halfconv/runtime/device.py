@@ -24,8 +24,8 @@ _LIBRARIES = {
     "linux": ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"),
     "win32": ("cudart64_13.dll", "cudart64_12.dll", "cudart64_110.dll"),
 }
-_TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3
-_NON_BLOCKING = 1
+#: CUDA's numbers: a copy whose addresses tell the way, a stream that does not wait for the default one.
+_ANY_WAY, _NON_BLOCKING = 4, 1
 
 
 class Gate:
@@ -41,20 +41,21 @@ class Gate:
         self._inside = 0
         self._alone = False
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Go through beside others."""
+    def shared(self) -> Gate:
+        """Go through beside others: ``with GATE.shared():``."""
+        return self
+
+    def __enter__(self) -> None:
         with self._change:
             while self._alone:
                 self._change.wait()
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._change:
-                self._inside -= 1
-                if not self._inside:
-                    self._change.notify_all()
+
+    def __exit__(self, *_: object) -> None:
+        with self._change:
+            self._inside -= 1
+            if self._alone and not self._inside:
+                self._change.notify_all()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -89,14 +90,11 @@ class Device(Protocol):
     def release(self, buffer: np.ndarray[Any, Any]) -> None:
         """Free a buffer."""
 
-    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
-        """Begin to copy an array of a buffer to the device."""
-
-    def download(self, array: np.ndarray[Any, Any], address: int) -> None:
-        """Begin to copy to an array of a buffer from the device."""
+    def enter(self) -> None:
+        """Make the device the calling thread's own; before copies."""
 
     def copy(self, to: int, address: int, size: int) -> None:
-        """Begin to copy bytes on the device."""
+        """Begin to copy bytes, from and to the device, a buffer or both."""
 
     def wait(self) -> None:
         """Wait for all copies that began."""
@@ -118,13 +116,8 @@ class Host:
     def release(self, buffer: np.ndarray[Any, Any]) -> None:
         """Do nothing: numpy frees its memory."""
 
-    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
-        """Copy from an array."""
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-
-    def download(self, array: np.ndarray[Any, Any], address: int) -> None:
-        """Copy to an array."""
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+    def enter(self) -> None:
+        """Do nothing."""
 
     def copy(self, to: int, address: int, size: int) -> None:
         """Copy bytes."""
@@ -150,20 +143,25 @@ class Cuda:
     def __init__(self, index: int):
         self.name, self.index = "cuda", index
         self._library = _loaded()
+        self._memcpy, self._synchronize = self._library.cudaMemcpyAsync, self._library.cudaStreamSynchronize
+        self._memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
         self._pinned: dict[int, int] = {}
         self._lock = threading.Lock()
         self._stream = ctypes.c_void_p()
-        self._select()
+        self.enter()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(self._stream), ctypes.c_uint(_NON_BLOCKING))
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)
         if code:
-            self._library.cudaGetErrorString.restype = ctypes.c_char_p
-            text = (self._library.cudaGetErrorString(ctypes.c_int(code)) or b"").decode(errors="replace")
-            raise EnvironmentProblem(f"CUDA failed: {name}: {text} ({code})", "a smaller batch, another device, or provider='cpu'")
+            self._fail(name, code)
 
-    def _select(self) -> None:
+    def _fail(self, name: str, code: int) -> None:
+        self._library.cudaGetErrorString.restype = ctypes.c_char_p
+        text = (self._library.cudaGetErrorString(ctypes.c_int(code)) or b"").decode(errors="replace")
+        raise EnvironmentProblem(f"CUDA failed: {name}: {text} ({code})", "a smaller batch, another device, or provider='cpu'")
+
+    def enter(self) -> None:
         """Make the device the thread's own, as ONNX Runtime does in each run."""
         self._call("cudaSetDevice", ctypes.c_int(self.index))
 
@@ -172,7 +170,7 @@ class Cuda:
         if not size:
             return np.empty(0, np.uint8)
         pointer = ctypes.c_void_p()
-        self._select()
+        self.enter()
         try:
             self._call("cudaHostAlloc", ctypes.byref(pointer), ctypes.c_size_t(size), ctypes.c_uint(0))
         except EnvironmentProblem:
@@ -189,27 +187,17 @@ class Cuda:
         if known is not None:
             self._call("cudaFreeHost", ctypes.c_void_p(buffer.ctypes.data))
 
-    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
-        """Begin to copy an array to the device."""
-        self._copy(address, array.ctypes.data, array.nbytes, _TO_DEVICE)
-
-    def download(self, array: np.ndarray[Any, Any], address: int) -> None:
-        """Begin to copy to an array."""
-        self._copy(array.ctypes.data, address, array.nbytes, _TO_HOST)
-
     def copy(self, to: int, address: int, size: int) -> None:
-        """Begin to copy bytes on the device."""
-        self._copy(to, address, size, _ON_DEVICE)
-
-    def _copy(self, to: int, address: int, size: int, way: int) -> None:
-        if size:
-            self._select()
-            where = ctypes.c_void_p(to), ctypes.c_void_p(address)
-            self._call("cudaMemcpyAsync", *where, ctypes.c_size_t(size), ctypes.c_int(way), self._stream)
+        """Begin to copy bytes; addresses tell CUDA which way."""
+        code = self._memcpy(to, address, size, _ANY_WAY, self._stream)
+        if code:
+            self._fail("cudaMemcpyAsync", code)
 
     def wait(self) -> None:
         """Wait for the stream."""
-        self._call("cudaStreamSynchronize", self._stream)
+        code = self._synchronize(self._stream)
+        if code:
+            self._fail("cudaStreamSynchronize", code)
 
     def close(self) -> None:
         """Free all buffers and the stream."""
@@ -217,7 +205,7 @@ class Cuda:
             left, self._pinned = list(self._pinned), {}
             stream, self._stream = self._stream, ctypes.c_void_p()
         if stream.value:
-            self._select()
+            self.enter()
             for address in left:
                 self._call("cudaFreeHost", ctypes.c_void_p(address))
             self._call("cudaStreamDestroy", stream)

@@ -196,13 +196,32 @@ class Engine:
                 raise UsageError(f"batches of {fit.rows} cannot be padded to {fit.size}: {verdict.why_not}", "buckets=None")
             fit, cut = (None, cut) if verdict.why_not else (fit, verdict.cut)
         request.bucket = None if fit is None else fit.size
-        if self._device is not None:
-            found = self._on_device(request, feeds, fit or _exact(shapes, self._settings.graph), names, cut)
-        else:
-            found = self._on_host(request, feeds, fit, names, cut)
+        ticket = request.ticket
+        try:
+            if self._device is not None:
+                found = self._on_device(request, feeds, fit or _exact(shapes, self._settings.graph), names, cut)
+            else:
+                found = self._on_host(request, feeds, fit, names, cut)
+        except HalfconvError:
+            raise
+        except Exception as error:
+            raise self._failure(error, ticket) from error
+        if ticket is not None:
+            ticket.check()
         if self._loaded.recording:
             self._record()
         return found
+
+    def _failure(self, error: Exception, ticket: Ticket | None) -> HalfconvError:
+        """Return halfconv's exception for one of ONNX Runtime's.
+
+        Raises:
+            RunStopped: It means that the run was stopped.
+        """
+        if ticket is not None:
+            ticket.check()
+        text = " ".join(str(error).split())[:400]
+        return EnvironmentProblem(f"the run failed on {self._loaded.provider}: {text}", "the same inputs on provider='cpu'")
 
     def _record(self) -> None:
         with self._lock:
@@ -256,12 +275,11 @@ class Engine:
             }
             return {n: read_value(v) for n, v in zip(names, session.run_with_ort_values(names, values, options), strict=True)}
 
-        with self._said(ticket):
-            if self._loaded.provider == "cpu":
-                return call()
-            if self._lane is not None:
-                return self._lane.call(lambda: _gated(call), ticket)
-            return _gated(call)
+        if self._loaded.provider == "cpu":
+            return call()
+        if self._lane is not None:
+            return self._lane.call(lambda: _gated(call), ticket)
+        return _gated(call)
 
     def _verdict(self, fit: Fit, feeds: dict[str, Feed]) -> Verdict:
         """Return whether a bucket may be padded; checked with its first request."""
@@ -276,7 +294,7 @@ class Engine:
         filled = {fill: {n: pad(a, fit.size, fill) if n in fit.batched else a for n, a in arrays.items()} for fill in (None, 0)}
         padded = self._raw(filled[None], names, None)
         zeros = None
-        with contextlib.suppress(HalfconvError):  # a model need not take zeros
+        with contextlib.suppress(Exception):  # a model need not take zeros
             zeros = self._raw(filled[0], names, None)
         verdict = judge(self.outputs, fit, alone, padded, zeros, self._profile.tolerance.get("rel_l2"))
         with self._lock:
@@ -295,17 +313,15 @@ class Engine:
                 feeds[name] = look(foreign.to_host(feed.given, name), feed.spec)
         rows = None if fit.rows == fit.size else fit.rows
         lane = self._lane
-        with self._said(request.ticket):
-            if lane is not None:
-                done, found = lane.call(lambda: self._through(request, feeds, fit, names, cut, rows), request.ticket)
-                if done:
-                    return found
-            while True:
-                with GATE.shared():
-                    bound = self._bound(fit)
-                with turn(bound.lock, request.ticket), GATE.shared():
-                    if not bound.closed:  # as others' shapes may have taken its place meanwhile
-                        return self._bound_run(bound, request, feeds, names, cut, rows)
+        if lane is not None:
+            done, found = lane.call(lambda: self._through(request, feeds, fit, names, cut, rows), request.ticket)
+            if done:
+                return found
+        while True:
+            bound = self._bound(fit)
+            with turn(bound.lock, request.ticket), GATE.shared():
+                if not bound.closed:  # as others' shapes may have taken its place meanwhile
+                    return self._bound_run(bound, request, feeds, names, cut, rows)
 
     def _bound_run(
         self, bound: Bound, request: Request, feeds: dict[str, Feed], names: list[str], cut: frozenset[str], rows: int | None
@@ -322,8 +338,8 @@ class Engine:
         """Run on the lane, through a graph where there is one; False if graphs turn out to be impossible, and are now off."""
         if self._lane is None:  # a run before this one found that out
             return False, {}
+        bound = self._bound(fit)
         with GATE.shared():
-            bound = self._bound(fit)
             if bound.graph is None or self._loaded.recording:
                 return True, self._bound_run(bound, request, feeds, names, cut, rows)
             bound.fill(feeds)
@@ -372,12 +388,13 @@ class Engine:
                     self._graphs += 1
                     self.notes.append(f"{self._settings.cache} CUDA graphs are captured (cache=); further shapes run without one")
             assert self._device is not None
-            bound = Bound(self._loaded.session, self.inputs, self.outputs, self._device, fit.shapes, graph)
+            with GATE.shared():
+                bound = Bound(self._loaded.session, self.inputs, self.outputs, self._device, fit.shapes, graph)
             self._bounds[key] = bound
             plain = [k for k, b in self._bounds.items() if b.graph is None and not b.lock.locked() and k != key]
             dropped = [self._bounds.pop(old) for old in plain[: max(0, len(plain) + 1 - self._settings.cache)]]
         for old_bound in dropped:
-            with old_bound.lock:
+            with old_bound.lock, GATE.shared():
                 old_bound.close()
         return bound
 
@@ -389,31 +406,15 @@ class Engine:
         ticket.attach(options)
         return options
 
-    @contextlib.contextmanager
-    def _said(self, ticket: Ticket | None) -> Any:
-        """Turn ONNX Runtime's exceptions into halfconv's."""
-        try:
-            yield
-        except HalfconvError:
-            raise
-        except Exception as error:
-            if ticket is not None:
-                ticket.check()
-            text = " ".join(str(error).split())[:400]
-            raise EnvironmentProblem(
-                f"the run failed on {self._loaded.provider}: {text}", "the same inputs on provider='cpu'"
-            ) from error
-        if ticket is not None:
-            ticket.check()
-
     def close(self) -> None:
         """Release the model and all buffers."""
         with self._lock:
             bounds, self._bounds = list(self._bounds.values()), OrderedDict()
 
         def free() -> None:
-            for bound in bounds:
-                bound.close()
+            with GATE.shared():
+                for bound in bounds:
+                    bound.close()
 
         if self._lane is not None:
             self._lane.call(free, None)
