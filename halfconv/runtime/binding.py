@@ -135,7 +135,7 @@ class Bound:
         self._device.enter()
         for name, feed in feeds.items():
             if feed.array is None and self.graph is None:
-                address = foreign.direct(feed.given, feed.element, feed.spec, self.shapes[name], self._device.index)
+                address = foreign.direct(feed, self.shapes[name], self._device.index)
                 if address is not None:
                     foreign.wait(feed.given)
                     kept.append(feed.given)

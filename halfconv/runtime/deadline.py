@@ -89,6 +89,7 @@ class Watchdog:
         self._done: set[int] = set()
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def watch(self, ticket: Ticket) -> int:
         """Watch a ticket that has a deadline; returns the number by which to forget it."""
@@ -114,11 +115,18 @@ class Watchdog:
                 heapq.heapify(self._due)
                 self._done.clear()
 
+    def close(self) -> None:
+        """End the thread."""
+        with self._wake:
+            self._closed = True
+            self._due.clear()
+            self._wake.notify()
+
     def _run(self) -> None:
         with self._wake:
             while True:
                 if not self._due:
-                    if not self._wake.wait(_IDLE) and not self._due:
+                    if self._closed or (not self._wake.wait(_IDLE) and not self._due):
                         self._thread = None
                         return
                     continue

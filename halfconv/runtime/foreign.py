@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, UsageError
-from .arrays import ELEMENTS, FLOATS, Spec, finish, narrow
+from .arrays import ELEMENTS, FLOATS, Feed, Spec, finish, narrow
 
 __all__ = ["CONTAINERS", "checked", "direct", "from_device", "from_host", "put", "to_host"]
 
@@ -49,11 +49,11 @@ def to_host(value: Any, name: str) -> Any:
     raise InputError(f"input {name!r} is a {type(value).__name__} on a device, and the model reads it on the CPU", "a numpy array")
 
 
-def direct(value: Any, element: str, spec: Spec, shape: tuple[int, ...], index: int) -> int | None:
+def direct(feed: Feed, shape: tuple[int, ...], index: int) -> int | None:
     """Return the address of an array that a model can read where it is; None if it must be copied or cast."""
-    if element != spec.element or tuple(value.shape) != shape:
+    if feed.element != feed.spec.element or feed.shape != shape:
         return None
-    library = _library(value)
+    value, library = feed.given, _library(feed.given)
     if library == "torch" and value.is_contiguous() and value.device.index == index:
         return int(value.data_ptr())
     if library == "cupy" and value.flags.c_contiguous and value.device.id == index:

@@ -214,7 +214,7 @@ def _failure(error: Exception, names: tuple[str, ...]) -> Exception:
 
 def _session(onnxruntime: Any, source: str | bytes, wishes: Wishes, names: tuple[str, ...], folder: str | None) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would log as an error, it also raises
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, wishes.level)
     if wishes.threads is not None:
         options.intra_op_num_threads = wishes.threads

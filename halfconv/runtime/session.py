@@ -369,6 +369,7 @@ class Session:
                 self._idle.wait()
         if self._executor is not None:
             self._executor.shutdown()
+        self._watchdog.close()
 
     def __enter__(self) -> Session:
         return self

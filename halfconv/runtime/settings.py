@@ -172,7 +172,7 @@ def read_profile(content: Any) -> Profile:
     notes: list[str] = []
     options: dict[str, dict[str, str]] = {}
     for entry in content["providers"]:
-        name, given = entry.get("name"), entry.get("options")
+        name, given = (entry.get("name"), entry.get("options")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(given, dict):
             raise ValueError("no provider")
         options[name] = {key: _text(value) for key, value in given.items() if key in OPTIONS.get(name, ())}
@@ -181,6 +181,8 @@ def read_profile(content: Any) -> Profile:
                 f"the profile's options of {name} that no profile may set, or that are unknown, are left out: {', '.join(left)}"
             )
     tolerance = content.get("tolerance") or {}
+    if not isinstance(tolerance, dict):
+        raise ValueError("no tolerance")
     return Profile(
         sha256=content["model_sha256"],
         level=content["graph_optimization"],
