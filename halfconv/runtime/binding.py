@@ -96,7 +96,9 @@ class Bound:
         self._binding = session.io_binding()
         self._values: dict[str, Any] = {}
         self._addresses: dict[str, tuple[int, int, int]] = {}
-        self._fixed: dict[str, Any] = {}  # outputs of the graph
+        self._fixed: dict[str, Any] = {}  # outputs of the graph, and whether they are bound
+        self._bound = False
+        self._views: dict[str, Any] = {}  # of buffers, for other libraries
         self._plain, self._graphed = run_options(), None if graph is None else run_options(graph)
         self._specs = {name: inputs[name] for name in shapes}
         self._staged, self._stage = self._staging()
@@ -148,7 +150,7 @@ class Bound:
                 self._addresses[name] = value.data_ptr(), self._staged[name].ctypes.data, self._staged[name].nbytes
                 self._binding.bind_ortvalue_input(name, value)
             if feed.array is None:
-                foreign.put(feed.given, value, name, self._device.copy)
+                foreign.put(feed.given, value, name, self._device.copy, self._views)
                 continue
             staged = self._staged[name]
             if feed.shape == staged.shape:
@@ -182,6 +184,7 @@ class Bound:
         self.runs += 1
         found = dict(zip(names, self._binding.get_outputs(), strict=True))
         self._binding.clear_binding_outputs()  # else the next run would write into what the caller got
+        self._bound = False
         return found
 
     @property
@@ -193,8 +196,6 @@ class Bound:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
         if not self._fixed:
             self._fixed = self.run(list(self._outputs))
-            for name, value in self._fixed.items():
-                self._binding.bind_ortvalue_output(name, value)
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
         """Run the captured graph on what `fill` bound; the first time in a thread, capture it. `learn` comes first.
@@ -209,6 +210,10 @@ class Bound:
         Raises:
             Exception: ONNX Runtime's, when an operator cannot be captured.
         """
+        if not self._bound:
+            for name, value in self._fixed.items():
+                self._binding.bind_ortvalue_output(name, value)
+            self._bound = True
         self._session.run_with_iobinding(self._binding, options or self._graphed)
         self.captured = threading.get_ident()
         self.runs += 1
@@ -225,7 +230,7 @@ class Bound:
             wanted: A float's name; None for the model's own type.
         """
         if to != "numpy":
-            fresh = not self._fixed
+            fresh = not any(value is self._fixed.get(name) for name, value in values.items())
             return {
                 name: foreign.from_host(self._trim(read_value(value), name, rows, cut), self._outputs[name], to, wanted)
                 if value.device_name() == "cpu" and self._device.name != "cpu"
@@ -269,7 +274,7 @@ class Bound:
         self.closed = True
         if self.graph is not None and self.captured is not None and hasattr(self._session, "release_captured_graph"):
             self._session.release_captured_graph(self.graph)
-        self._values, self._fixed, self._staged = {}, {}, {}
+        self._values, self._fixed, self._staged, self._views = {}, {}, {}, {}
         self._binding = None
         self._device.release(self._stage)
         self._device.release(self._results)

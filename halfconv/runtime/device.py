@@ -38,11 +38,11 @@ class Gate:
 
     def __init__(self) -> None:
         self._change = threading.Condition()
-        self._inside = 0
+        self._inside = self._loads = 0
         self._alone = False
 
     def shared(self) -> Gate:
-        """Go through beside others: ``with GATE.shared():``."""
+        """Go through beside others, for a run: ``with GATE.shared():``."""
         return self
 
     def __enter__(self) -> None:
@@ -57,11 +57,30 @@ class Gate:
             if self._alone and not self._inside:
                 self._change.notify_all()
 
+    @property
+    def loading(self) -> bool:
+        """Whether a model is loaded now, for whose end a capture would wait."""
+        return self._loads > 0
+
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Go through alone."""
+    def load(self) -> Iterator[None]:
+        """Go through beside others, for long: runs go on beside it, and captures wait."""
         with self._change:
             while self._alone:
+                self._change.wait()
+            self._loads += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._loads -= 1
+                self._change.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Go through alone, for a capture."""
+        with self._change:
+            while self._alone or self._loads:
                 self._change.wait()
             self._alone = True  # no others come in from now on
             while self._inside:

@@ -124,6 +124,7 @@ class Engine:
             self._loaded = load(self._source, replace(settings.wishes, graph=False, choices=(self._loaded.provider,)))
         self._lane = Lane() if self._loaded.graph else None
         self._retired: Lane | None = None
+        self._handed: set[str] = set()
         self._device = self._open_device(device) if on_device else None
         self._bits = any(spec.element == "bfloat16" for spec in (*self.inputs.values(), *self.outputs.values()))
 
@@ -327,10 +328,18 @@ class Engine:
         self, bound: Bound, request: Request, feeds: dict[str, Feed], names: list[str], cut: frozenset[str], rows: int | None
     ) -> dict[str, Any]:
         """Run through buffers, without a graph."""
+        self._drain(request.to)
         kept = bound.fill(feeds)
         values = bound.run(names, self._options(request.ticket))
         del kept
         return bound.read(values, rows, cut, request.to, self._settings.output)
+
+    def _drain(self, to: str) -> None:
+        """Wait for what other libraries do with outputs of runs before this one."""
+        if to in ("torch", "cupy"):
+            self._handed.add(to)
+        if self._handed and self._loaded.provider != "cpu":
+            foreign.drain(self._handed, self._settings.wishes.device)
 
     def _through(
         self, request: Request, feeds: dict[str, Feed], fit: Fit, names: list[str], cut: frozenset[str], rows: int | None
@@ -340,8 +349,9 @@ class Engine:
             return False, {}
         bound = self._bound(fit)
         with GATE.shared():
-            if bound.graph is None or self._loaded.recording:
+            if bound.graph is None or self._loaded.recording or (GATE.loading and not bound.ready):
                 return True, self._bound_run(bound, request, feeds, names, cut, rows)
+            self._drain(request.to)
             bound.fill(feeds)
             request.graph = True
             if bound.ready:
@@ -362,14 +372,14 @@ class Engine:
         """Load the model again without CUDA graphs: a capture that failed leaves ONNX Runtime's session unusable."""
         with self._lock:
             bounds, self._bounds = list(self._bounds.values()), OrderedDict()
-            self._retired, self._lane, self._why_none = self._lane, None, why
-            self.notes.append(f"no CUDA graphs: the capture failed: {why}")
         for bound in bounds:
             with contextlib.suppress(Exception):
                 bound.close()
-        placement = self._loaded
-        placement.close()
-        self._loaded = load(self._source, replace(self._settings.wishes, graph=False, choices=(placement.provider,)))
+        self._loaded.close()
+        self._loaded = load(self._source, replace(self._settings.wishes, graph=False, choices=(self._loaded.provider,)))
+        with self._lock:  # only now: whoever waits for the lane finds a model
+            self._retired, self._lane, self._why_none = self._lane, None, why
+            self.notes.append(f"no CUDA graphs: the capture failed: {why}")
 
     def _bound(self, fit: Fit) -> Bound:
         """Return the buffers of some shapes; made on first use, where the shapes used longest ago lose theirs."""
@@ -380,7 +390,7 @@ class Engine:
                 self._bounds.move_to_end(key)
                 return bound
             graph = None
-            if fit.graph and self._lane is not None:
+            if fit.graph and self._lane is not None and not self._reads_host(fit):
                 if self._graphs < self._settings.cache:
                     self._graphs += 1
                     graph = self._graphs
@@ -397,6 +407,15 @@ class Engine:
             with old_bound.lock, GATE.shared():
                 old_bound.close()
         return bound
+
+    def _reads_host(self, fit: Fit) -> bool:
+        """Say whether an input that is given lies in the CPU's memory: a graph would go on with what it was at the capture."""
+        return self._loaded.provider != "cpu" and any(self.inputs[name].on_host for name in fit.shapes)
+
+    def follow(self, other: Engine) -> None:
+        """Take over from another engine: if many threads call that one, they will call this one."""
+        if self._lane is not None and other._lane is not None:
+            self._lane.threaded = other._lane.threaded
 
     @staticmethod
     def _options(ticket: Ticket | None, graph: int = -1) -> Any:
@@ -452,7 +471,11 @@ def _exact(shapes: Mapping[str, tuple[int, ...]], graph: bool | None) -> Fit:
 
 def _specs(session: Any) -> tuple[dict[str, Spec], dict[str, Spec]]:
     def host(infos: Sequence[Any], count: int) -> list[bool]:
-        return [info.name.startswith("Cpu") for info in infos] if len(infos) == count else [True] * count
+        return (
+            [info.name.startswith("Cpu") or "pinned" in info.name.lower() for info in infos]
+            if len(infos) == count
+            else [True] * count
+        )
 
     given, results = session.get_inputs(), session.get_outputs()
     places = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,16 @@ def wait(value: Any) -> None:
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
 
 
-def put(value: Any, target: Any, name: str, copy: Callable[[int, int, int], None]) -> None:
+def drain(libraries: Iterable[str], index: int) -> None:
+    """Wait for libraries that got outputs on a device: what they read there may be memory that ONNX Runtime uses again."""
+    for library in libraries:
+        if library == "torch":
+            sys.modules["torch"].cuda.current_stream(index).synchronize()
+        elif library == "cupy":
+            sys.modules["cupy"].cuda.get_current_stream().synchronize()
+
+
+def put(value: Any, target: Any, name: str, copy: Callable[[int, int, int], None], views: dict[str, Any]) -> None:
     """Copy an array on a device into a buffer there, cast by its own library, and wait for it.
 
     Args:
@@ -78,13 +87,16 @@ def put(value: Any, target: Any, name: str, copy: Callable[[int, int, int], None
         target: The buffer, an OrtValue.
         name: The input's name.
         copy: Copies bytes on the device; for arrays of other libraries.
+        views: Buffers as arrays of other libraries, which this keeps for the next time.
 
     Raises:
         InputError: It cannot be copied.
     """
     library = _library(value)
     if library:
-        view = share(target, library)
+        view = views.get(f"{library} {name}")
+        if view is None:
+            view = views[f"{library} {name}"] = share(target, library)
         rows = value.shape[0] if value.ndim else 0
         if not value.ndim or rows == view.shape[0]:
             view[...] = value
@@ -149,11 +161,12 @@ def from_device(value: Any, spec: Spec, to: str, rows: int | None, wanted: str |
         array = array.view(sys.modules[to].bool if to == "torch" else bool)
     array = array if rows is None else array[:rows]
     if wanted not in (None, spec.element) and spec.element in FLOATS:
+        fresh = False
         array = array.to(getattr(sys.modules[to], wanted)) if to == "torch" else array.astype(wanted)
     elif not fresh:
         array = array.clone() if to == "torch" else array.copy()
     if not fresh:
-        wait(array)
+        wait(array)  # before ONNX Runtime writes into the buffer again
     return array
 
 

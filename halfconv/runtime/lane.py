@@ -38,9 +38,14 @@ def turn(lock: threading.Lock, ticket: Ticket | None) -> Iterator[None]:
 
 
 class Lane:
-    """Runs functions one at a time, all on one thread."""
+    """Runs functions one at a time, all on one thread.
+
+    Attributes:
+        threaded: Whether that is a thread of its own; may be set before the first call.
+    """
 
     def __init__(self) -> None:
+        self.threaded = False
         self._lock = threading.Lock()
         self._home: threading.Thread | None = None
         self._worker: ThreadPoolExecutor | None = None
@@ -56,13 +61,14 @@ class Lane:
             RunStopped: The deadline passed before its turn came.
         """
         here = threading.current_thread()
-        if self._worker is None and self._home in (None, here):
+        if not self.threaded and self._home in (None, here):
             with turn(self._lock, ticket):
-                if self._worker is None and self._home in (None, here):
+                if not self.threaded and self._home in (None, here):
                     self._home = here
                     return function()
         with turn(self._lock, ticket):
             if self._worker is None:
+                self.threaded = True
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="halfconv-cuda")
             job = self._worker.submit(function)
         if ticket is not None and ticket.deadline is not None:

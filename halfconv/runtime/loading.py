@@ -178,7 +178,7 @@ def _create(
     for level in levels:
         while True:
             try:
-                with GATE.shared() if names[0] != PROVIDERS["cpu"][0] else contextlib.nullcontext():
+                with GATE.load() if names[0] != PROVIDERS["cpu"][0] else contextlib.nullcontext():
                     session = _session(onnxruntime, source, replace(wishes, level=level, graph=graph), names, folder)
             except Exception as error:
                 text = " ".join(str(error).split())

@@ -337,6 +337,7 @@ class Session:
             new = self._load(model, profile)
             try:
                 _same_surface(old, new)
+                new.follow(old)
                 states = [dict(state.inputs) for state in old.graphs] if warmup is None else [dict(warmup)]
                 for shapes in states:
                     feeds = {name: _made_up(new.inputs.get(name), value) for name, value in shapes.items()}

@@ -40,7 +40,7 @@ def contained(array: np.ndarray[Any, Any], how: str) -> Any:
         if name == "bfloat16":
             return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
         return torch.from_numpy(array)
-    if how == "list" and name == "float64":
+    if how == "list" and name == "float64" and len(array):
         return array.tolist()
     if how == "readonly":
         array = array.copy()

@@ -111,9 +111,7 @@ def test_torch_tensors_stay_on_the_gpu(graph: bool) -> None:
             assert y.is_cuda and y.dtype == torch.float16
             kept.append((y, x.to(torch.float16) ** 2))
         x = torch.randn(4, count, device="cuda", dtype=torch.float16).t()
-        kept.append(
-            (session.run({"x": x[:, :4].contiguous().t().contiguous().t()} if count == 4 else {"x": x}, to="torch")["y"], x**2)
-        )
+        kept.append((session.run({"x": x}, to="torch")["y"], x**2))
     for have, want in kept:
         torch.testing.assert_close(have, want, rtol=0, atol=0)
     host = session.run({"x": torch.ones(3, 4, device="cuda")})["y"]
