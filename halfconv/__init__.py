@@ -13,6 +13,8 @@ if TYPE_CHECKING:
         EnvironmentProblem,
         HalfconvError,
         InputError,
+        ProfileWarning,
+        RunStopped,
         UnsupportedModel,
         UsageError,
     )
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from halfconv.pipeline import convert
     from halfconv.precision.plan import PrecisionPlan
     from halfconv.result import ConvertResult
+    from halfconv.runtime.session import Session
+    from halfconv.runtime.shadow import Shadow
 
 __version__ = "0.1.0"
 
@@ -33,6 +37,10 @@ _HOME = {
     "InputError": "halfconv.errors",
     "InspectReport": "halfconv.inspection",
     "PrecisionPlan": "halfconv.precision.plan",
+    "ProfileWarning": "halfconv.errors",
+    "RunStopped": "halfconv.errors",
+    "Session": "halfconv.runtime.session",
+    "Shadow": "halfconv.runtime.shadow",
     "UnsupportedModel": "halfconv.errors",
     "UsageError": "halfconv.errors",
     "convert": "halfconv.pipeline",
@@ -49,6 +57,10 @@ __all__ = [
     "InputError",
     "InspectReport",
     "PrecisionPlan",
+    "ProfileWarning",
+    "RunStopped",
+    "Session",
+    "Shadow",
     "UnsupportedModel",
     "UsageError",
     "__version__",

@@ -5,13 +5,24 @@
     │   └── UnsupportedModel   the file is a valid model that halfconv cannot convert  exit 2
     ├── UsageError             an option is wrong or matches nothing                   exit 2
     ├── EnvironmentProblem     a runtime, a package or the disk is missing             exit 2
+    ├── RunStopped             a run passed its deadline, or was cancelled             exit 2
     └── CheckFailed            the converted model did not pass its checks             exit 1
 
+``ProfileWarning`` is no error: a run profile is missing or foreign, and the defaults are used.
 Every message is one line: what was found, where, and what to do (``try: …``).
 This module imports nothing, so that the runtime can be shipped alone.
 """
 
-__all__ = ["CheckFailed", "EnvironmentProblem", "HalfconvError", "InputError", "UnsupportedModel", "UsageError"]
+__all__ = [
+    "CheckFailed",
+    "EnvironmentProblem",
+    "HalfconvError",
+    "InputError",
+    "ProfileWarning",
+    "RunStopped",
+    "UnsupportedModel",
+    "UsageError",
+]
 
 
 class HalfconvError(Exception):
@@ -52,7 +63,15 @@ class EnvironmentProblem(HalfconvError):
     """A runtime or package is missing, or the disk refuses the output."""
 
 
+class RunStopped(HalfconvError):
+    """A run passed its deadline, or was cancelled; its result, if there was one, is lost."""
+
+
 class CheckFailed(HalfconvError):
     """The converted model did not pass its checks; no output is left."""
 
     exit_code = 1
+
+
+class ProfileWarning(UserWarning):
+    """A model's run profile is missing or belongs to another file, so the model runs with defaults."""

@@ -1,0 +1,282 @@
+"""One set of input shapes on a device: buffers that are used again, the binding of the model to them, and a CUDA graph."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import foreign
+from .arrays import Feed, Spec, cast_into, finish, read_value
+from .device import Device
+
+__all__ = ["Bound", "run_options"]
+
+#: The run option that names a CUDA graph, and the value that means none.
+_GRAPH, _NO_GRAPH = "gpu_graph_id", -1
+#: Arrays begin at multiples of so many bytes.
+_ALIGN = 256
+
+
+def run_options(graph: int = _NO_GRAPH) -> Any:
+    """Return ``RunOptions`` for a graph's number; without one nothing is captured."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry(_GRAPH, str(graph))
+    return options
+
+
+class _Place(NamedTuple):
+    """Where an array lies in a buffer."""
+
+    begin: int
+    size: int
+    shape: tuple[int, ...]
+    storage: np.dtype[Any]
+
+    def view(self, buffer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return buffer[self.begin : self.begin + self.size].view(self.storage).reshape(self.shape)
+
+
+def _places(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> tuple[dict[str, _Place], int]:
+    """Lay arrays one after the other; returns their places, and the bytes that all take."""
+    places, end = {}, 0
+    for name, (shape, storage) in arrays.items():
+        size = math.prod(shape) * storage.itemsize
+        places[name] = _Place(end, size, shape, storage)
+        end += -(-size // _ALIGN) * _ALIGN
+    return places, end
+
+
+def _storage(spec: Spec) -> np.dtype[Any]:
+    assert spec.storage is not None  # else the model would not be bound
+    return spec.storage
+
+
+class Bound:
+    """A model bound to buffers of fixed shapes. Not for several threads at once: take `lock`, or a lane, first.
+
+    Args:
+        session: ONNX Runtime's session.
+        inputs: The specs of the inputs that are given.
+        outputs: The specs of all outputs.
+        device: Where the buffers lie.
+        shapes: Input -> dimensions.
+        graph: The number of the CUDA graph; None for none.
+
+    Attributes:
+        lock: Held during a run.
+        captured: The thread that captured the graph; None as long as there is none.
+        runs: How many runs it made.
+        closed: Whether its buffers are gone.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: Mapping[str, Spec],
+        outputs: Mapping[str, Spec],
+        device: Device,
+        shapes: Mapping[str, tuple[int, ...]],
+        graph: int | None = None,
+    ):
+        self.lock = threading.Lock()
+        self.shapes = dict(shapes)
+        self.graph = graph
+        self.captured: int | None = None
+        self.runs = 0
+        self.closed = False
+        self._session = session
+        self._device = device
+        self._outputs = outputs
+        self._binding = session.io_binding()
+        self._values: dict[str, Any] = {}
+        self._addresses: dict[str, tuple[int, int, int]] = {}
+        self._fixed: dict[str, Any] = {}  # outputs of the graph, and whether they are bound
+        self._bound = False
+        self._views: dict[str, Any] = {}  # of buffers, for other libraries
+        self._plain, self._graphed = run_options(), None if graph is None else run_options(graph)
+        self._specs = {name: inputs[name] for name in shapes}
+        self._staged, self._stage = self._staging()
+        self._results, self._results_at = device.buffer(0), 0
+
+    def _staging(self) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+        """Make the buffer that inputs are cast into, and its part for each of them."""
+        places, end = _places({name: (dims, _storage(self._specs[name])) for name, dims in self.shapes.items()})
+        whole = self._device.buffer(end)
+        return {name: place.view(whole) for name, place in places.items()}, whole
+
+    def _make(self, name: str) -> Any:
+        """Make the buffer of an input where the model reads it."""
+        import onnxruntime
+
+        spec = self._specs[name]
+        if spec.on_host and self._device.name != "cpu":
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(self._staged[name], spec.code)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            list(self.shapes[name]), spec.code, self._device.name, self._device.index
+        )
+
+    def fill(self, feeds: Mapping[str, Feed]) -> list[Any]:
+        """Cast and copy a run's inputs to where the model reads them, and bind them.
+
+        Args:
+            feeds: The inputs; where a batch is smaller than the buffer, its last row fills the rest.
+
+        Returns:
+            What must live until the run has ended.
+
+        Raises:
+            InputError: An input cannot be cast or copied.
+        """
+        kept = []
+        self._device.enter()
+        for name, feed in feeds.items():
+            if feed.array is None and self.graph is None:
+                address = foreign.direct(feed, self.shapes[name], self._device.index)
+                if address is not None:
+                    foreign.wait(feed.given)
+                    kept.append(feed.given)
+                    self._values.pop(name, None)
+                    self._binding.bind_input(name, self._device.name, self._device.index, feed.spec.code, list(feed.shape), address)
+                    continue
+            value = self._values.get(name)
+            if value is None:
+                value = self._values[name] = self._make(name)
+                self._addresses[name] = value.data_ptr(), self._staged[name].ctypes.data, self._staged[name].nbytes
+                self._binding.bind_ortvalue_input(name, value)
+            if feed.array is None:
+                foreign.put(feed.given, value, name, self._device.copy, self._views)
+                continue
+            staged = self._staged[name]
+            if feed.shape == staged.shape:
+                cast_into(feed, staged)
+            else:
+                rows = feed.shape[0]
+                cast_into(feed, staged[:rows])
+                staged[rows:] = staged[rows - 1 : rows]
+            to, address, size = self._addresses[name]
+            if to != address and size:
+                self._device.copy(to, address, size)
+        self._device.wait()
+        return kept
+
+    def run(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
+        """Run the model on what `fill` bound, without a graph.
+
+        Args:
+            names: Outputs to compute.
+            options: ``RunOptions`` of a run that may be stopped.
+
+        Returns:
+            Output -> OrtValue, in memory of this run's own.
+        """
+        for name in names:
+            if self._outputs[name].on_host:
+                self._binding.bind_output(name, "cpu")
+            else:
+                self._binding.bind_output(name, self._device.name, self._device.index)
+        self._session.run_with_iobinding(self._binding, options or self._plain)
+        self.runs += 1
+        found = dict(zip(names, self._binding.get_outputs(), strict=True))
+        self._binding.clear_binding_outputs()  # else the next run would write into what the caller got
+        self._bound = False
+        return found
+
+    @property
+    def ready(self) -> bool:
+        """Whether this thread has captured the graph, so that a replay captures nothing."""
+        return self.captured == threading.get_ident()
+
+    def learn(self) -> None:
+        """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
+        if not self._fixed:
+            self._fixed = self.run(list(self._outputs))
+
+    def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
+        """Run the captured graph on what `fill` bound; the first time in a thread, capture it. `learn` comes first.
+
+        Args:
+            names: Outputs to return; a graph computes all.
+            options: ``RunOptions`` of a run that may be stopped, for the same graph.
+
+        Returns:
+            Output -> OrtValue, in memory that the next run overwrites.
+
+        Raises:
+            Exception: ONNX Runtime's, when an operator cannot be captured.
+        """
+        if not self._bound:
+            for name, value in self._fixed.items():
+                self._binding.bind_ortvalue_output(name, value)
+            self._bound = True
+        self._session.run_with_iobinding(self._binding, options or self._graphed)
+        self.captured = threading.get_ident()
+        self.runs += 1
+        return {name: self._fixed[name] for name in names}
+
+    def read(self, values: Mapping[str, Any], rows: int | None, cut: frozenset[str], to: str, wanted: str | None) -> dict[str, Any]:
+        """Return a run's outputs as the caller wants them.
+
+        Args:
+            values: Output -> OrtValue.
+            rows: The batch size that the caller gave, where it was padded; else None.
+            cut: Outputs whose first dimension is the batch.
+            to: Their container.
+            wanted: A float's name; None for the model's own type.
+        """
+        if to != "numpy":
+            fresh = not any(value is self._fixed.get(name) for name, value in values.items())
+            return {
+                name: foreign.from_host(self._trim(read_value(value), name, rows, cut), self._outputs[name], to, wanted)
+                if value.device_name() == "cpu" and self._device.name != "cpu"
+                else foreign.from_device(value, self._outputs[name], to, rows if name in cut else None, wanted, fresh)
+                for name, value in values.items()
+            }
+        shapes = {
+            name: (
+                (rows, *value.shape()[1:]) if rows is not None and name in cut else tuple(value.shape()),
+                _storage(self._outputs[name]),
+            )
+            for name, value in values.items()
+        }
+        places, end = _places(shapes)
+        if end > self._results.nbytes:
+            self._device.release(self._results)
+            self._results = self._device.buffer(end)
+            self._results_at = self._results.ctypes.data
+        found = {}
+        for name, place in places.items():
+            value = values[name]
+            if self._outputs[name].on_host and self._device.name != "cpu":
+                found[name] = self._trim(read_value(value), name, rows, cut)
+                continue
+            found[name] = place.view(self._results)
+            if place.size:
+                self._device.copy(self._results_at + place.begin, value.data_ptr(), place.size)
+        self._device.wait()
+        return {name: self._own(finish(view, self._outputs[name], wanted), view) for name, view in found.items()}
+
+    def _own(self, array: Any, view: Any) -> Any:
+        """Return an array in memory of its own, as the next run overwrites the buffer."""
+        return np.array(array) if array is view or array.base is not None else array
+
+    @staticmethod
+    def _trim(array: Any, name: str, rows: int | None, cut: frozenset[str]) -> Any:
+        return array[:rows] if rows is not None and name in cut else array
+
+    def close(self) -> None:
+        """Free the buffers; ONNX Runtime's graph, if it can."""
+        self.closed = True
+        if self.graph is not None and self.captured is not None and hasattr(self._session, "release_captured_graph"):
+            self._session.release_captured_graph(self.graph)
+        self._values, self._fixed, self._staged, self._views = {}, {}, {}, {}
+        self._binding = None
+        self._device.release(self._stage)
+        self._device.release(self._results)
+        self._stage = self._results = np.empty(0, np.uint8)
+        self._session = None

@@ -1,0 +1,245 @@
+"""A CUDA device's memory, through the CUDA runtime that ONNX Runtime has loaded: pinned buffers, and copies on a stream of our own.
+
+`Host` is the same for the CPU's memory. It lets the binding run where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import EnvironmentProblem
+
+__all__ = ["GATE", "Cuda", "Device", "Gate", "Host"]
+
+#: Names of the CUDA runtime, by platform; the versions that ONNX Runtime is built with.
+_LIBRARIES = {
+    "linux": ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"),
+    "win32": ("cudart64_13.dll", "cudart64_12.dll", "cudart64_110.dll"),
+}
+#: CUDA's numbers: a copy whose addresses tell the way, a stream that does not wait for the default one.
+_ANY_WAY, _NON_BLOCKING = 4, 1
+
+
+class Gate:
+    """Keeps other work with CUDA away while a graph is captured.
+
+    CUDA's capture, as ONNX Runtime begins it, forbids the whole process to allocate device memory or to wait for a device
+    meanwhile: both the capture and the other call would fail. So runs and loads of all sessions go through one gate per process,
+    side by side, and a capture goes through it alone.
+    """
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        self._inside = self._loads = 0
+        self._alone = False
+
+    def shared(self) -> Gate:
+        """Go through beside others, for a run: ``with GATE.shared():``."""
+        return self
+
+    def __enter__(self) -> None:
+        with self._change:
+            while self._alone:
+                self._change.wait()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._change:
+            self._inside -= 1
+            if self._alone and not self._inside:
+                self._change.notify_all()
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is loaded now, for whose end a capture would wait."""
+        return self._loads > 0
+
+    @contextmanager
+    def load(self) -> Iterator[None]:
+        """Go through beside others, for long: runs go on beside it, and captures wait."""
+        with self._change:
+            while self._alone:
+                self._change.wait()
+            self._loads += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._loads -= 1
+                self._change.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Go through alone, for a capture."""
+        with self._change:
+            while self._alone or self._loads:
+                self._change.wait()
+            self._alone = True  # no others come in from now on
+            while self._inside:
+                self._change.wait()
+        try:
+            yield
+        finally:
+            with self._change:
+                self._alone = False
+                self._change.notify_all()
+
+
+#: The process's gate: not a setting, but what CUDA is.
+GATE = Gate()
+
+
+class Device(Protocol):
+    """Memory that a model's inputs and outputs lie in."""
+
+    name: str
+    index: int
+
+    def buffer(self, size: int) -> np.ndarray[Any, Any]:
+        """Return bytes in the CPU's memory that copies from and to the device go through."""
+
+    def release(self, buffer: np.ndarray[Any, Any]) -> None:
+        """Free a buffer."""
+
+    def enter(self) -> None:
+        """Make the device the calling thread's own; before copies."""
+
+    def copy(self, to: int, address: int, size: int) -> None:
+        """Begin to copy bytes, from and to the device, a buffer or both."""
+
+    def wait(self) -> None:
+        """Wait for all copies that began."""
+
+    def close(self) -> None:
+        """Free all that is left."""
+
+
+class Host:
+    """The CPU's memory as a device."""
+
+    def __init__(self) -> None:
+        self.name, self.index = "cpu", 0
+
+    def buffer(self, size: int) -> np.ndarray[Any, Any]:
+        """Return bytes."""
+        return np.empty(size, np.uint8)
+
+    def release(self, buffer: np.ndarray[Any, Any]) -> None:
+        """Do nothing: numpy frees its memory."""
+
+    def enter(self) -> None:
+        """Do nothing."""
+
+    def copy(self, to: int, address: int, size: int) -> None:
+        """Copy bytes."""
+        ctypes.memmove(to, address, size)
+
+    def wait(self) -> None:
+        """Do nothing: copies are done at once."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Cuda:
+    """A CUDA device's memory.
+
+    Args:
+        index: The device.
+
+    Raises:
+        EnvironmentProblem: No CUDA runtime is loaded, or it fails.
+    """
+
+    def __init__(self, index: int):
+        self.name, self.index = "cuda", index
+        self._library = _loaded()
+        self._memcpy, self._synchronize = self._library.cudaMemcpyAsync, self._library.cudaStreamSynchronize
+        self._memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+        self._pinned: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._stream = ctypes.c_void_p()
+        self.enter()
+        self._call("cudaStreamCreateWithFlags", ctypes.byref(self._stream), ctypes.c_uint(_NON_BLOCKING))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            self._fail(name, code)
+
+    def _fail(self, name: str, code: int) -> None:
+        self._library.cudaGetErrorString.restype = ctypes.c_char_p
+        text = (self._library.cudaGetErrorString(ctypes.c_int(code)) or b"").decode(errors="replace")
+        raise EnvironmentProblem(f"CUDA failed: {name}: {text} ({code})", "a smaller batch, another device, or provider='cpu'")
+
+    def enter(self) -> None:
+        """Make the device the thread's own, as ONNX Runtime does in each run."""
+        self._call("cudaSetDevice", ctypes.c_int(self.index))
+
+    def buffer(self, size: int) -> np.ndarray[Any, Any]:
+        """Return pinned bytes; ordinary ones if there are no more."""
+        if not size:
+            return np.empty(0, np.uint8)
+        pointer = ctypes.c_void_p()
+        self.enter()
+        try:
+            self._call("cudaHostAlloc", ctypes.byref(pointer), ctypes.c_size_t(size), ctypes.c_uint(0))
+        except EnvironmentProblem:
+            return np.empty(size, np.uint8)
+        address = int(pointer.value or 0)
+        with self._lock:
+            self._pinned[address] = size
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def release(self, buffer: np.ndarray[Any, Any]) -> None:
+        """Free a buffer."""
+        with self._lock:
+            known = self._pinned.pop(buffer.ctypes.data, None)
+        if known is not None:
+            self._call("cudaFreeHost", ctypes.c_void_p(buffer.ctypes.data))
+
+    def copy(self, to: int, address: int, size: int) -> None:
+        """Begin to copy bytes; addresses tell CUDA which way."""
+        code = self._memcpy(to, address, size, _ANY_WAY, self._stream)
+        if code:
+            self._fail("cudaMemcpyAsync", code)
+
+    def wait(self) -> None:
+        """Wait for the stream."""
+        code = self._synchronize(self._stream)
+        if code:
+            self._fail("cudaStreamSynchronize", code)
+
+    def close(self) -> None:
+        """Free all buffers and the stream."""
+        with self._lock:
+            left, self._pinned = list(self._pinned), {}
+            stream, self._stream = self._stream, ctypes.c_void_p()
+        if stream.value:
+            self.enter()
+            for address in left:
+                self._call("cudaFreeHost", ctypes.c_void_p(address))
+            self._call("cudaStreamDestroy", stream)
+
+
+def _loaded() -> Any:
+    """Return the CUDA runtime that this process has loaded, of ONNX Runtime's own major version if there are several."""
+    import onnxruntime
+
+    names = _LIBRARIES.get(sys.platform, ())
+    major = str(getattr(onnxruntime, "cuda_version", "")).partition(".")[0]
+    mode = (os.RTLD_NOLOAD | os.RTLD_NOW) if hasattr(os, "RTLD_NOLOAD") else ctypes.DEFAULT_MODE
+    for name in sorted(names, key=lambda name: not (major and major in name)):
+        try:
+            return ctypes.CDLL(name, mode=mode)
+        except OSError:
+            continue
+    raise EnvironmentProblem("no CUDA runtime is loaded", "pip install 'onnxruntime-gpu[cuda,cudnn]'")

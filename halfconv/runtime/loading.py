@@ -1,0 +1,241 @@
+"""Load a model on the provider that was asked for, or say why not: ONNX Runtime's own fallbacks, which are silent, stay off."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import EnvironmentProblem, InputError, UsageError
+from .device import GATE
+from .placement import Placement, assigned, measured
+from .settings import CUDA, LEVELS, PROVIDERS, TENSORRT
+
+__all__ = ["Loaded", "Wishes", "load"]
+
+#: ONNX Runtime's exceptions that mean: the model is at fault.
+_BAD_MODEL = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoModel", "NoSuchFile", "ModelLoaded")
+#: What its message says when a session cannot use CUDA graphs.
+_NO_GRAPH = ("graph capture", "cuda graph", "cudagraph")
+#: And when nodes would run on the CPU although that was forbidden.
+_ON_CPU = "fallback to CPU EP has been explicitly disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How to load.
+
+    Attributes:
+        choices: Providers to try, best first: ``cuda``, ``cpu``.
+        device: The GPU.
+        memory: Bytes of its memory that the model may take; None for no limit.
+        threads: Threads that compute on the CPU; None leaves it to ONNX Runtime.
+        level: Optimisation level to begin with.
+        options: ONNX Runtime's provider -> its options.
+        graph: Whether CUDA graphs are wanted.
+        strict: Whether no node may run on the CPU.
+    """
+
+    choices: tuple[str, ...]
+    device: int = 0
+    memory: int | None = None
+    threads: int | None = None
+    level: str = LEVELS[0]
+    options: Mapping[str, Mapping[str, str]] | None = None
+    graph: bool = False
+    strict: bool = False
+
+
+class Loaded:
+    """A model that is loaded.
+
+    Attributes:
+        session: ONNX Runtime's session.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``: what it runs on.
+        graph: Whether it can capture CUDA graphs.
+        notes: What is not as wished.
+    """
+
+    def __init__(self, session: Any, provider: str, graph: bool, notes: list[str], folder: str | None):
+        self.session = session
+        self.provider = provider
+        self.graph = graph
+        self.notes = notes
+        self._folder = folder
+        self._assigned = assigned(session)
+        self._measured: Placement | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """Where its nodes run, as a run showed or, before the first one, as assigned."""
+        return self._measured or self._assigned
+
+    @property
+    def recording(self) -> bool:
+        """Whether the profile of the first run is still open."""
+        return self._folder is not None
+
+    def show(self) -> None:
+        """End the profile, after the first run, and read the placement from it."""
+        folder, self._folder = self._folder, None
+        if folder is None:
+            return
+        with contextlib.suppress(OSError, RuntimeError):
+            self._measured = measured(self.session, Path(self.session.end_profiling()).read_bytes())
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Release ONNX Runtime's session."""
+        self.show()
+        self.session = None
+
+
+def load(source: str | bytes, wishes: Wishes) -> Loaded:
+    """Load a model on the first provider that works.
+
+    Args:
+        source: Its path, or its bytes.
+        wishes: How.
+
+    Returns:
+        The model; its notes say which better provider did not work, and why.
+
+    Raises:
+        InputError: The model cannot be read.
+        EnvironmentProblem: No provider that was asked for works.
+        UsageError: An option of a provider is wrong.
+    """
+    notes: list[str] = []
+    for choice in wishes.choices[:-1]:
+        try:
+            loaded = _load(source, wishes, choice)
+        except EnvironmentProblem as problem:
+            notes.append(str(problem))
+        else:
+            loaded.notes[:0] = notes
+            return loaded
+    loaded = _load(source, wishes, wishes.choices[-1])
+    loaded.notes[:0] = notes
+    return loaded
+
+
+def _load(source: str | bytes, wishes: Wishes, choice: str) -> Loaded:
+    import onnxruntime
+
+    names = PROVIDERS[choice]
+    if choice != "cpu":
+        if names[0] not in onnxruntime.get_available_providers():
+            found = f"this ONNX Runtime ({onnxruntime.__version__}) has no {names[0]}"
+            raise _unusable(choice, found, ask=len(wishes.choices) == 1)
+        if hasattr(onnxruntime, "preload_dlls"):
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, which a session then tells better
+                onnxruntime.preload_dlls()
+    wishes = replace(wishes, graph=wishes.graph and choice == "cuda")
+    notes: list[str] = []
+    folder = _folder(notes)
+    try:
+        session, graph = _create(onnxruntime, source, wishes, names, notes, folder)
+        if session.get_providers()[0] != names[0]:
+            raise _unusable(choice, f"ONNX Runtime did not load {names[0]}, only {', '.join(session.get_providers())}")
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    session.disable_fallback()
+    return Loaded(session, choice, graph, notes, folder)
+
+
+def _unusable(choice: str, found: str, *, ask: bool = True) -> EnvironmentProblem:
+    """Say why a provider cannot be used, as well as is known; asking the machine takes time, which a mere note is not worth."""
+    from .providers import problems
+
+    known = problems(choice) if ask else []
+    if known:
+        return EnvironmentProblem(f"{choice} cannot be used: {known[0].found}", known[0].advice)
+    advice = "pip install 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime, or provider='cpu'"
+    return EnvironmentProblem(f"{choice} cannot be used: {found}", advice)
+
+
+def _folder(notes: list[str]) -> str | None:
+    try:
+        return tempfile.mkdtemp(prefix="halfconv-")
+    except OSError as error:
+        notes.append(f"placement is what was assigned, not measured: no temporary folder ({error.strerror})")
+        return None
+
+
+def _create(
+    onnxruntime: Any, source: str | bytes, wishes: Wishes, names: tuple[str, ...], notes: list[str], folder: str | None
+) -> tuple[Any, bool]:
+    """Create a session; at a lower optimisation level, or without CUDA graphs, where it must be."""
+    levels = LEVELS[LEVELS.index(wishes.level) :]
+    graph, first = wishes.graph, None
+    for level in levels:
+        while True:
+            try:
+                with GATE.load() if names[0] != PROVIDERS["cpu"][0] else contextlib.nullcontext():
+                    session = _session(onnxruntime, source, replace(wishes, level=level, graph=graph), names, folder)
+            except Exception as error:
+                text = " ".join(str(error).split())
+                if type(error).__name__ in ("NoSuchFile", "InvalidProtobuf"):
+                    raise InputError(f"the model cannot be read: {text[:300]}", "another file") from None
+                if graph and any(word in text.lower() for word in _NO_GRAPH):
+                    graph = False
+                    notes.append(f"no CUDA graphs: {text[:300]}")
+                    continue
+                first = first or error
+                break
+            if level != wishes.level:
+                notes.append(f"loaded at {level}: at {wishes.level} ONNX Runtime failed: {' '.join(str(first).split())[:300]}")
+            return session, graph
+    assert first is not None
+    raise _failure(first, names)
+
+
+def _failure(error: Exception, names: tuple[str, ...]) -> Exception:
+    kind, text = type(error).__name__, " ".join(str(error).split())[:400]
+    if _ON_CPU in text:
+        return EnvironmentProblem(f"nodes of the model would run on the CPU: {text}", "another model, or strict=False")
+    if "NOT_IMPLEMENTED" in text or kind == "NotImplemented":
+        return EnvironmentProblem(
+            f"{names[0]} has no kernel for a node of the model: {text}", "another provider, or a newer ONNX Runtime"
+        )
+    if "provider option" in text.lower() or "provider_options" in text.lower():
+        return UsageError(f"an option of {names[0]} is wrong: {text}", "another value")
+    if kind in _BAD_MODEL or names[0] == PROVIDERS["cpu"][0]:
+        return InputError(f"ONNX Runtime cannot load the model: {text}", "halfconv inspect, which says what is wrong with it")
+    return EnvironmentProblem(f"{names[0]} cannot load the model: {text}", "provider='cpu', or halfconv doctor")
+
+
+def _session(onnxruntime: Any, source: str | bytes, wishes: Wishes, names: tuple[str, ...], folder: str | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it would log as an error, it also raises
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, wishes.level)
+    if wishes.threads is not None:
+        options.intra_op_num_threads = wishes.threads
+    if folder is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{folder}/first-run"
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if wishes.strict:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    providers = [(name, _options(name, wishes)) for name in names]
+    return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
+
+def _options(name: str, wishes: Wishes) -> dict[str, str]:
+    found = dict((wishes.options or {}).get(name, {}))
+    if name in (CUDA, TENSORRT):
+        found["device_id"] = str(wishes.device)
+    if name == CUDA:
+        if wishes.memory is not None:
+            found["gpu_mem_limit"] = str(wishes.memory)
+            found.setdefault("arena_extend_strategy", "kSameAsRequested")
+        if wishes.graph:
+            found["enable_cuda_graph"] = "1"
+    return found

@@ -1,0 +1,305 @@
+"""Padding to buckets: right where rows are independent, refused where they are not; buffers and graphs for each shape."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import halfconv
+from halfconv.runtime.binding import Bound
+from halfconv.runtime.buckets import Buckets
+from halfconv.runtime.engine import Engine, Request
+from halfconv.runtime.settings import Bucket, Profile
+from tests.runtime import models
+
+RANDOM = np.random.default_rng(0)
+
+
+def rows(count: int) -> np.ndarray[Any, Any]:
+    return RANDOM.standard_normal((count, 4)).astype(np.float32)
+
+
+def check(engine: Engine, x: np.ndarray[Any, Any], **more: Any) -> Request:
+    request = Request({"x": x}, **more)
+    found = engine.run(request)
+    half = x.astype(np.float16)
+    np.testing.assert_array_equal(np.asarray(found["y"]), half * half)
+    assert found["s"].shape == (len(x),)
+    return request
+
+
+# Fitting
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 45))
+def test_the_smallest_size_that_fits_is_taken(sizes: list[int], count: int) -> None:
+    engine = _squares()
+    fit = Buckets(engine.inputs, (), sizes, None).fit({"x": (count, 4)})
+    larger = [size for size in sizes if size >= count]
+    if not larger or count == 0:
+        assert fit is None
+    else:
+        assert fit is not None and (fit.size, fit.rows, dict(fit.shapes)) == (min(larger), count, {"x": (min(larger), 4)})
+
+
+_CACHE: list[Engine] = []
+
+
+def _squares() -> Engine:
+    if not _CACHE:
+        _CACHE.append(models.on_host(models.squares()))
+    return _CACHE[0]
+
+
+def test_profiles_buckets_fit_in_their_other_dimensions_too() -> None:
+    source = models.model("g (float[n, k] x, float[k] w) => (float[n, k] y) { y = Mul(x, w) }")
+    profile = Profile(buckets=(Bucket({"x": (8, 4), "w": (4,)}, True), Bucket({"x": (2, 4), "w": (4,)}, False)))
+    engine = models.on_host(source, profile)
+    fits = {count: engine.buckets.fit({"x": (count, 4), "w": (4,)}) for count in (1, 2, 3, 8, 9)}
+    assert {count: fit and (fit.size, fit.graph) for count, fit in fits.items()} == {
+        1: None, 2: (2, False), 3: None, 8: (8, True), 9: None,  # w's k is a batch like x's n, as far as one can tell
+    }  # fmt: skip
+    one = Buckets(_squares().inputs, (Bucket({"x": (8, 4)}, True), Bucket({"x": (2, 4)}, False)), None, None)
+    found = [one.fit({"x": (count, 4)}) for count in (1, 2, 3, 8, 9)]
+    assert [fit and (fit.size, fit.rows, fit.graph) for fit in found] == [
+        (2, 1, False),
+        (2, 2, False),
+        (8, 3, True),
+        (8, 8, True),
+        None,
+    ]
+    assert one.fit({"x": (2, 5)}) is None
+
+
+def test_sizes_need_a_common_batch_dimension() -> None:
+    for text in ("g (float[2] x) => (float[2] y) { y = Neg(x) }", "g (float[n] x, float[m] z) => (float[n] y) { y = Neg(x) }"):
+        with pytest.raises(
+            halfconv.UsageError, match=r"buckets=\[4\]: the inputs have no common batch dimension .*; try: buckets=None"
+        ):
+            halfconv.Session(models.model(text), provider="cpu", buckets=[4])
+
+
+# Padding
+
+
+@pytest.mark.parametrize("how", ["plain", "bound"])
+def test_padded_results_are_cut(how: str) -> None:
+    engine = models.on_host(models.squares(), buckets=[4, 16]) if how == "bound" else _plain(models.squares(), buckets=[4, 16])
+    for count, bucket in ((3, 4), (1, 4), (4, 4), (5, 16), (16, 16), (17, None), (2, 4)):
+        assert check(engine, rows(count)).bucket == bucket
+    assert engine.run(Request({"x": rows(0)}))["y"].shape == (0, 4)
+
+
+def _plain(source: bytes, **options: Any) -> Engine:
+    return halfconv.Session(source, provider="cpu", **options)._engine
+
+
+@pytest.mark.parametrize("how", ["plain", "bound"])
+def test_rows_that_depend_on_each_other_are_not_padded(how: str) -> None:
+    engine = models.on_host(models.mixed(), buckets=[4]) if how == "bound" else _plain(models.mixed(), buckets=[4])
+    x = rows(3)
+    for _ in range(2):
+        with pytest.raises(halfconv.UsageError, match=r"batches of 3 cannot be padded to 4: output 'y' depends on the rows"):
+            engine.run(Request({"x": x}))
+    np.testing.assert_allclose(engine.run(Request({"x": rows(4)}))["y"].sum(0), 0, atol=1e-5)
+    profile = Profile(buckets=(Bucket({"x": (4, 4)}, False),))
+    engine = models.on_host(models.mixed(), profile)
+    for _ in range(2):
+        request = Request({"x": x})
+        np.testing.assert_allclose(engine.run(request)["y"], x - x.mean(0), atol=1e-5)
+        assert request.bucket is None
+    assert [note for note in engine.notes if "padded" in note] == [
+        note for note in engine.notes if note.startswith("batches are not padded to 4: output 'y' depends on the rows")
+    ]
+
+
+def test_an_output_over_the_whole_batch_is_no_reason_if_filling_cannot_change_it() -> None:
+    text = "g (float[n, 4] x) => (float[n, 4] y, float[3] c) <float[3] k = {1, 2, 3}> { y = Neg(x) c = Identity(k) }"
+    engine = _plain(models.model(text), buckets=[3])
+    found = engine.run(Request({"x": rows(2)}))
+    assert found["y"].shape == (2, 4) and found["c"].tolist() == [1, 2, 3]
+
+
+def test_an_output_whose_shape_changes_otherwise_is_a_reason() -> None:
+    text = "g (float[n, 4] x) => (float[4, n] y) { y = Transpose<perm = [1, 0]>(x) }"
+    with pytest.raises(halfconv.UsageError, match=r"output 'y' has the shape \[4, 2\] alone and \[4, 3\] when padded"):
+        _plain(models.model(text), buckets=[3]).run(Request({"x": rows(2)}))
+
+
+def test_a_largest_over_the_batch_is_found_by_filling_with_zeros() -> None:
+    """Copies of a row never change a maximum; zeros do."""
+    text = "g (float[n, 4] x) => (float[n, 4] y) { m = ReduceMax<keepdims = 1>(x) y = Sub(x, m) }"
+    with pytest.raises(halfconv.UsageError, match="depends on the rows that fill the batch"):
+        _plain(models.model(text), buckets=[3]).run(Request({"x": -1 - abs(rows(2))}))
+
+
+def test_integers_and_bf16_are_compared_too() -> None:
+    text = "g (int64[n, 4] x) => (int64[n, 4] y) { m = ReduceSum<keepdims = 1>(x) y = Add(x, m) }"
+    with pytest.raises(halfconv.UsageError, match=r"depends on the rows that fill the batch \(0% agree\)"):
+        _plain(models.model(text), buckets=[3]).run(Request({"x": np.ones((2, 4), np.int64)}))
+    engine = _plain(models.cast_only("bfloat16"), buckets=[3])
+    found = engine.run(Request({"x": np.ones((2, 3), ml_dtypes.bfloat16)}))["y"]
+    assert found.dtype == ml_dtypes.bfloat16 and found.tolist() == [[2.0] * 3] * 2
+
+
+def test_a_model_that_cannot_take_zeros_is_checked_with_the_rest() -> None:
+    text = """g (int64[n, 1] x) => (float[n, 2] y) <float[2, 2] t = {1, 2, 3, 4}, int64 four = {-4}, int64[1] ax = {1}> {
+        i = Add(x, four)
+        k = Squeeze(i, ax)
+        y = Gather(t, k)
+    }"""
+    engine = _plain(models.model(text), buckets=[4])
+    found = engine.run(Request({"x": np.array([[4], [5], [3]])}))["y"]  # 0 would be −4, which is no row
+    assert found.tolist() == [[1, 2], [3, 4], [3, 4]]
+
+
+# Buffers
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("to", ["numpy", "torch"])
+def test_buffers_give_the_same_at_every_shape(monkeypatch: pytest.MonkeyPatch, graphs: bool, to: str) -> None:
+    options: dict[str, Any] = {"buckets": [2, 4, 8], "cache": 4}
+    engine = models.with_graphs(monkeypatch, models.squares(), **options) if graphs else models.on_host(models.squares(), **options)
+    kept = []
+    for count in (2, 3, 1, 8, 4, 9, 10, 11, 12, 13, 7, 2, 3):
+        x = rows(count)
+        value: Any = torch.from_numpy(x) if count % 2 else x
+        found = engine.run(Request({"x": value}, to=to))
+        half = x.astype(np.float16)
+        kept.append((found["y"], half * half))
+    for have, want in kept:  # nothing was written over
+        np.testing.assert_array_equal(np.asarray(have), want)
+    states = engine.graphs
+    assert {state.inputs["x"][0] for state in states if state.captured} == ({2, 4, 8} if graphs else set())
+    assert sum(not state.captured for state in states) <= 4
+    assert all(state.reason == ("" if state.captured else "not asked for") for state in states)
+    engine.close()
+
+
+def test_outputs_that_were_not_asked_for_are_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    for engine in (models.on_host(models.squares()), models.with_graphs(monkeypatch, models.squares(), graph=True)):
+        for names in (["s"], ["y"], ["s", "y"]):
+            assert list(engine.run(Request({"x": rows(3)}, names))) == names
+
+
+def test_casts_at_the_boundary_with_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in (models.on_host, lambda *a, **k: models.with_graphs(monkeypatch, *a, graph=True, **k)):
+        for edge, output in (("bfloat16", None), ("bfloat16", "float32"), ("float16", "bfloat16"), ("float16", "float64")):
+            engine = make(models.cast_only(edge), output=output)
+            for _ in range(3):
+                found = engine.run(Request({"x": np.full((2, 3), 1.5)}))["y"]
+                assert found.dtype.name == (output or edge) and found.tolist() == [[3.0] * 3] * 2
+                tensor = engine.run(Request({"x": torch.full((2, 3), 1.5, dtype=torch.bfloat16)}, to="torch"))["y"]
+                assert str(tensor.dtype) == f"torch.{output or edge}" and tensor.tolist() == [[3.0] * 3] * 2
+            with pytest.raises(halfconv.InputError, match="finite numbers beyond float16") if edge == "float16" else nullcontext():
+                engine.run(Request({"x": np.full((2, 3), 1e6)}))
+
+
+def test_arrays_on_a_device_go_straight_into_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OrtValue stands for any library's array on a device: here its memory is the CPU's, but that is not looked at."""
+    engine = models.on_host(models.cast_only("float16"))
+    monkeypatch.setattr(onnxruntime.OrtValue, "device_name", lambda _: "cuda")
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(np.full((2, 3), 2, np.float16))
+    assert engine.run(Request({"x": value}))["y"].tolist() == [[4.0] * 3] * 2
+    wrong = onnxruntime.OrtValue.ortvalue_from_numpy(np.full((2, 3), 2, np.float32))
+    with pytest.raises(
+        halfconv.InputError, match=r"input 'x' is tensor\(float\) \[2, 3\] on a device; try: tensor\(float16\) \[2, 3\]"
+    ):
+        engine.run(Request({"x": wrong}))
+
+
+def test_texts_and_sequences_are_run_without_buffers() -> None:
+    text = "g (string[n] x) => (string[n] y) { y = Identity(x) }"
+    engine = models.on_host(models.model(text))
+    assert list(engine.run(Request({"x": ["a"]}))["y"]) == ["a"]
+    assert "no I/O binding: the model has inputs or outputs that are no tensors of numbers" in engine.notes
+
+
+def test_more_shapes_than_the_cache_holds_run_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), graph=True, cache=3)
+    for count in (1, 2, 3, 4, 5, 6, 7, 8, 1, 2):
+        check(engine, rows(count))
+    # the first run is the one that shows the placement, so its shape is captured at its second
+    assert sum(state.captured for state in engine.graphs) == 3
+    assert [note for note in engine.notes if "3 CUDA graphs are captured (cache=)" in note]
+
+
+def test_a_capture_that_fails_goes_on_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), graph=True)
+    check(engine, rows(2))
+    replay = Bound.replay
+    monkeypatch.setattr(Bound, "replay", _raise)
+    request = check(engine, rows(2))
+    assert not request.graph
+    monkeypatch.setattr(Bound, "replay", replay)
+    assert not check(engine, rows(2)).graph
+    assert any(
+        note.startswith("no CUDA graphs: the capture failed: operation not permitted when stream is capturing")
+        for note in engine.notes
+    )
+    assert {state.reason for state in engine.graphs} == {"operation not permitted when stream is capturing"}
+    engine.close()
+
+
+def _raise(*_: object) -> Any:
+    raise RuntimeError("operation not permitted\n when stream is capturing")
+
+
+def test_graphs_run_on_one_thread_whoever_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), buckets=[4])
+    seen: list[int] = []
+    replay = Bound.replay
+
+    def watched(self: Bound, *rest: Any) -> Any:
+        seen.append(threading.get_ident())
+        return replay(self, *rest)
+
+    monkeypatch.setattr(Bound, "replay", watched)
+    for _ in range(3):
+        check(engine, rows(3))
+    assert set(seen) == {threading.get_ident()}
+    seen.clear()
+    workers = [threading.Thread(target=lambda: [check(engine, rows(n)) for n in (1, 2, 3, 4)]) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    check(engine, rows(3))
+    assert len(seen) == 33 and len(set(seen)) == 1 and seen[0] != threading.get_ident()
+    engine.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("halfconv-cuda")]
+
+
+def test_16_threads_share_the_buffers() -> None:
+    engine = models.on_host(models.squares(), buckets=[2, 4, 8], cache=2)
+    failed: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        try:
+            for _ in range(60):
+                x = random.standard_normal((random.integers(1, 12), 4)).astype(np.float32)
+                half = x.astype(np.float16)
+                found = engine.run(Request({"x": x}))
+                np.testing.assert_array_equal(found["y"], half * half)
+        except BaseException as error:
+            failed.append(error)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failed
+    assert len(engine.graphs) <= 2 + 3
