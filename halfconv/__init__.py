@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         EnvironmentProblem,
         HalfconvError,
         InputError,
+        PoolFull,
         ProfileWarning,
         RunStopped,
         UnsupportedModel,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from halfconv.pipeline import convert
     from halfconv.precision.plan import PrecisionPlan
     from halfconv.result import ConvertResult
+    from halfconv.runtime.pool import Pool
     from halfconv.runtime.session import Session
     from halfconv.runtime.shadow import Shadow
 
@@ -36,6 +38,8 @@ _HOME = {
     "HalfconvError": "halfconv.errors",
     "InputError": "halfconv.errors",
     "InspectReport": "halfconv.inspection",
+    "Pool": "halfconv.runtime.pool",
+    "PoolFull": "halfconv.errors",
     "PrecisionPlan": "halfconv.precision.plan",
     "ProfileWarning": "halfconv.errors",
     "RunStopped": "halfconv.errors",
@@ -56,6 +60,8 @@ __all__ = [
     "HalfconvError",
     "InputError",
     "InspectReport",
+    "Pool",
+    "PoolFull",
     "PrecisionPlan",
     "ProfileWarning",
     "RunStopped",

@@ -6,6 +6,7 @@
     ├── UsageError             an option is wrong or matches nothing                   exit 2
     ├── EnvironmentProblem     a runtime, a package or the disk is missing             exit 2
     ├── RunStopped             a run passed its deadline, or was cancelled             exit 2
+    ├── PoolFull               a pool's queue has no room for another request          exit 2
     └── CheckFailed            the converted model did not pass its checks             exit 1
 
 ``ProfileWarning`` is no error: a run profile is missing or foreign, and the defaults are used.
@@ -18,6 +19,7 @@ __all__ = [
     "EnvironmentProblem",
     "HalfconvError",
     "InputError",
+    "PoolFull",
     "ProfileWarning",
     "RunStopped",
     "UnsupportedModel",
@@ -65,6 +67,10 @@ class EnvironmentProblem(HalfconvError):
 
 class RunStopped(HalfconvError):
     """A run passed its deadline, or was cancelled; its result, if there was one, is lost."""
+
+
+class PoolFull(HalfconvError):
+    """A pool's queue has no room for another request."""
 
 
 class CheckFailed(HalfconvError):

@@ -176,6 +176,11 @@ class Session:
         """Output -> type and shape."""
         return {name: str(spec) for name, spec in self._engine.outputs.items()}
 
+    @property
+    def input_specs(self) -> dict[str, Spec]:
+        """Input -> its specification, of those that a run must give."""
+        return {name: spec for name, spec in self._engine.inputs.items() if spec.needed}
+
     # Running
 
     def run(
