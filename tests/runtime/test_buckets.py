@@ -302,4 +302,5 @@ def test_16_threads_share_the_buffers() -> None:
     for worker in workers:
         worker.join()
     assert not failed
-    assert len(engine.graphs) <= 2 + 3
+    engine.run(Request({"x": np.ones((12, 4), np.float32)}))  # what threads were using could not be dropped
+    assert len(engine.graphs) <= 2
