@@ -317,6 +317,12 @@ def test_library_example_runs(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("magika.half.onnx ")
     assert done.stderr == ""
+    script = next(block for block in blocks("python") if "halfconv.Session" in block)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
+    )
+    assert re.fullmatch(r"(cpu|cuda) \(3, 214\) \d+\n", done.stdout)
+    assert done.stderr == ""
 
 
 def test_pytest_example_runs(tmp_path: Path) -> None:

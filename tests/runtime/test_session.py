@@ -87,9 +87,7 @@ def test_without_a_temporary_folder_the_placement_is_the_assigned_one(monkeypatc
 @no_cuda
 def test_cuda_that_is_not_there_is_an_error_with_a_remedy() -> None:
     for provider in ("cuda", "tensorrt"):
-        with pytest.raises(
-            EnvironmentProblem, match=rf"{provider} cannot be used: .*has no \w+ExecutionProvider; try: .*onnxruntime-gpu"
-        ):
+        with pytest.raises(EnvironmentProblem, match=rf"{provider} cannot be used: .*has no .*; try: .*onnxruntime-gpu"):
             halfconv.Session(models.squares(), provider=provider)
 
 
@@ -107,13 +105,14 @@ def test_cuda_that_does_not_load_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     made = loading._session
     cpu = ("CPUExecutionProvider",)
     monkeypatch.setattr(loading, "_session", lambda ort, source, wishes, names, folder: made(ort, source, wishes, cpu, folder))
+    from halfconv.runtime import providers
+
+    monkeypatch.setattr(providers, "problems", lambda _: [])
     printed = io.StringIO()
     with redirect_stdout(printed), pytest.raises(EnvironmentProblem, match=r"did not load CUDAExecutionProvider, only CPUExec"):
         halfconv.Session(models.squares(), provider="cuda")
     assert printed.getvalue() == ""
     assert halfconv.Session(models.squares()).provider == "cpu"
-    from halfconv.runtime import providers
-
     monkeypatch.setattr(providers, "problems", lambda provider: [Problem(f"{provider} needs cuDNN 9", "install it")])
     with pytest.raises(EnvironmentProblem, match="cuda cannot be used: cuda needs cuDNN 9; try: install it"):
         halfconv.Session(models.squares(), provider="cuda")
