@@ -26,6 +26,9 @@ OTHER_SHAPE = 1e-2
 #: Share of elements of an integer or boolean output that must agree.
 AGREE = 0.99
 
+#: How tf2onnx names dimensions of which it knows nothing, each anew.
+_NAMELESS = "unk__"
+
 Shapes = Mapping[str, tuple[int, ...]]
 Array = np.ndarray[Any, Any]
 
@@ -90,7 +93,8 @@ class Buckets:
             raise UsageError(f"buckets={sizes!r}", "batch sizes: whole numbers from 1 on")
         first = [spec.shape[0] for spec in specs.values() if spec.shape and not isinstance(spec.shape[0], int)]
         self._batched = frozenset(n for n, spec in specs.items() if spec.shape and not isinstance(spec.shape[0], int))
-        if self.sizes and (not first or len(set(first)) > 1):
+        named = {dim for dim in first if dim is not None and not str(dim).startswith(_NAMELESS)}
+        if self.sizes and (not first or len(named) > 1):
             found = ", ".join(f"{spec.name}: {spec}" for spec in specs.values())
             raise UsageError(f"buckets={sizes!r}: the inputs have no common batch dimension ({found})", "buckets=None")
         self._profile = [bucket for bucket in profile if set(bucket.inputs) <= set(specs)]

@@ -1,1 +1,0 @@
-"""Tests of `halfconv.runtime`."""

@@ -89,6 +89,12 @@ def test_sizes_need_a_common_batch_dimension() -> None:
             halfconv.Session(models.model(text), provider="cpu", buckets=[4])
 
 
+def test_dimensions_without_a_name_may_be_the_same_batch() -> None:
+    text = "g (float[unk__1] x, float[unk__2] z) => (float[unk__3] y) { y = Add(x, z) }"
+    engine = _plain(models.model(text), buckets=[4])
+    assert engine.run(Request({"x": [1.0, 2.0], "z": [1.0, 1.0]}))["y"].tolist() == [2, 3]
+
+
 # Padding
 
 

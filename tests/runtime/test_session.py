@@ -87,9 +87,7 @@ def test_without_a_temporary_folder_the_placement_is_the_assigned_one(monkeypatc
 @no_cuda
 def test_cuda_that_is_not_there_is_an_error_with_a_remedy() -> None:
     for provider in ("cuda", "tensorrt"):
-        with pytest.raises(
-            EnvironmentProblem, match=rf"{provider} cannot be used: .*has no \w+ provider; try: .*onnxruntime-gpu"
-        ):
+        with pytest.raises(EnvironmentProblem, match=rf"{provider} cannot be used: .*has no .*; try: .*onnxruntime-gpu"):
             halfconv.Session(models.squares(), provider=provider)
 
 
