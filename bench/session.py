@@ -3,7 +3,10 @@
 Two steps, because the machine with the GPU may have no onnx:
 
     python bench/session.py prepare DIR                              writes small models, half inside and FP32 at the edge
-    python bench/session.py run JSON MODEL.onnx… [--batches 1,8,32] [--provider cuda] [--dim seq=128] [--quick]
+    python bench/session.py run JSON CASE… [--provider cuda] [--quick]
+
+A case is ``MODEL.onnx@BATCHES[:NAME=SIZE,…]``, with the sizes of dimensions that vary: ``bert.onnx@1,32:sequence=128``. Each
+model's first case is also run by 16 threads.
 
 `run` needs onnxruntime, numpy and halfconv/runtime only; with torch it also measures tensors that stay on the GPU. All contenders
 get the same arrays, have the same options, and are timed in turns, call by call. It ends with 1 if outputs differ.
@@ -43,6 +46,8 @@ Feeds = dict[str, Array]
 Call = Callable[[], dict[str, Any]]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 THREADS = 16
+#: Drift (rel_l2) between a request alone and in a batch.
+TOLERANCE = 1e-2
 
 
 # Models
@@ -193,6 +198,7 @@ def contenders(model: Path, provider: str, batch: int, feeds: Feeds) -> dict[str
 
 def measure(model: Path, provider: str, batch: int, dims: Mapping[str, int], rounds: int) -> list[dict[str, Any]]:
     """Time all contenders in turns, and compare what they give."""
+    case = model.stem + "".join(f" {name}={size}" for name, size in dims.items())
     feeds = made_up(plain_session(model, "cpu", False), batch, dims)
     calls = contenders(model, provider, batch, feeds)
     found, rows = {}, []
@@ -213,7 +219,7 @@ def measure(model: Path, provider: str, batch: int, dims: Mapping[str, int], rou
         )
         p50, p90 = np.percentile(np.array(seconds) * 1e3, [50, 90])
         rows.append({
-            "case": model.stem, "batch": batch, "who": who, "p50_ms": round(float(p50), 4), "p90_ms": round(float(p90), 4),
+            "case": case, "batch": batch, "who": who, "p50_ms": round(float(p50), 4), "p90_ms": round(float(p90), 4),
             "calls": len(seconds), "max_abs": far,
         })  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
@@ -269,6 +275,7 @@ def stress(model: Path, provider: str, dims: Mapping[str, int], seconds: float, 
         "graphs": [[dict(state.inputs), state.captured, state.reason] for state in session.graphs],
         "placement": session.placement.to_dict(),
     }]  # fmt: skip
+    rows.append({"case": f"{model.stem}: pool", "batch": None, "who": "halfconv", **pooled(session, inputs, alone, seconds)})
     for index in range(runs // 5):
         session.run(inputs[index % len(inputs)])
     before = host_mb(), device_mb()
@@ -284,6 +291,38 @@ def stress(model: Path, provider: str, dims: Mapping[str, int], seconds: float, 
     for row in rows:
         print(json.dumps(row), flush=True)
     return rows
+
+
+def pooled(session: Any, inputs: list[Feeds], alone: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Share a pool among threads; its batches are others than those of serial runs, so results are near, not equal."""
+    from halfconv.runtime.pool import Pool
+
+    ended, drifts, errors, counts = time.monotonic() + seconds, [0.0] * THREADS, [""] * THREADS, [0] * THREADS
+
+    def work(thread: int) -> None:
+        try:
+            while time.monotonic() < ended:
+                index = (counts[thread] + thread) % len(inputs)
+                for name, value in pool.run(inputs[index], timeout=60).items():
+                    wanted = alone[index][name].astype(np.float64)
+                    far = float(np.linalg.norm(value - wanted)) / (float(np.linalg.norm(wanted)) or 1.0)
+                    drifts[thread] = max(drifts[thread], far)
+                counts[thread] += 1
+        except Exception as error:
+            errors[thread] = f"{type(error).__name__}: {error}"
+
+    with Pool(session, workers=2, max_batch=16) as pool:
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stats = pool.stats
+    far = [f"drift {drift:.3g}" for drift in drifts if drift > TOLERANCE]
+    return {
+        "seconds": seconds, "calls": sum(counts), "runs": stats.runs, "rows": stats.rows, "batching": stats.batching,
+        "why_not": stats.why_not, "max_rel_l2": max(drifts), "errors": [error for error in (*errors, *far) if error],
+    }  # fmt: skip
 
 
 def card() -> str:
@@ -307,17 +346,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+def case_of(text: str) -> tuple[Path, list[int], dict[str, int]]:
+    """Read a case: a model, its batch sizes, and the sizes of its dimensions."""
+    model, _, rest = text.partition("@")
+    batches, _, dims = (rest or "1").partition(":")
+    sizes = (entry.partition("=") for entry in dims.split(",") if entry)
+    return Path(model), [int(batch) for batch in batches.split(",")], {name: int(size) for name, _, size in sizes}
+
+
 def run(options: argparse.Namespace) -> int:
     """Measure, write the result, and return the exit code."""
     from bench.machine import machine
 
     facts = {"card": card(), **machine()}
-    dims = {name: int(size) for name, _, size in (entry.partition("=") for entry in options.dim)}
     rows: list[dict[str, Any]] = []
-    for model in options.models:
-        for batch in map(int, options.batches.split(",")):
+    for model, batches, dims in options.cases:
+        for batch in batches:
             rows += measure(model, options.provider, batch, dims, 5 if options.quick else 100)
-    for model in options.models:
+    for model, dims in {model: dims for model, _, dims in reversed(options.cases)}.items():
         rows += stress(model, options.provider, dims, 2 if options.quick else options.seconds, 500 if options.quick else 10_000)
     content = {
         "schema_version": 1, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": facts,
@@ -336,10 +382,8 @@ def main() -> int:
     steps.add_parser("prepare").add_argument("folder", type=Path)
     measured = steps.add_parser("run")
     measured.add_argument("json", type=Path)
-    measured.add_argument("models", type=Path, nargs="+")
-    measured.add_argument("--batches", default="1,8,32")
+    measured.add_argument("cases", type=case_of, nargs="+", metavar="CASE")
     measured.add_argument("--provider", default="cuda", choices=("cpu", "cuda"))
-    measured.add_argument("--dim", action="append", default=[], help="NAME=SIZE of a dimension that varies")
     measured.add_argument("--seconds", type=float, default=20.0, help="of 16 threads")
     measured.add_argument("--quick", action="store_true", help="few calls, to try it")
     options = parser.parse_args()

@@ -28,7 +28,7 @@ def test_it_runs_on_the_cpu(tmp_path: Path) -> None:
     models = sorted(path.name for path in tmp_path.iterdir())
     assert models == ["convolutions.onnx", "products.onnx", "tiny.onnx"]
     target = tmp_path / "session_cpu.json"
-    done = run("run", str(target), str(tmp_path / "tiny.onnx"), "--provider", "cpu", "--batches", "1,3", "--quick")
+    done = run("run", str(target), f"{tmp_path / 'tiny.onnx'}@1,3", "--provider", "cpu", "--quick")
     assert done.returncode == 0, done.stderr
     content = json.loads(target.read_text())
     assert content["schema_version"] == 1 and re.match(r"\d{4}-\d\d-\d\dT", content["date"])
@@ -39,7 +39,8 @@ def test_it_runs_on_the_cpu(tmp_path: Path) -> None:
         (batch, who) for batch in (1, 3) for who in ("halfconv", "halfconv-plain", "session-run", "binding-loop")
     }
     assert all(0 < row["p50_ms"] <= row["p90_ms"] and row["max_abs"] == 0 for row in timed)
-    threads, memory = (row for row in content["rows"] if "p50_ms" not in row)
+    threads, pool, memory = (row for row in content["rows"] if "p50_ms" not in row)
     assert threads["different"] == 0 and threads["errors"] == [] and threads["calls"] > 100
+    assert pool["errors"] == [] and pool["max_rel_l2"] == 0 and pool["batching"] and 0 < pool["runs"] < pool["calls"]
     assert abs(memory["host_growth_mb"]) < 5
     assert not list(tmp_path.glob("*.part"))
