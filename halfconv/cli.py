@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from halfconv import __version__
+from halfconv.bench_command import bench
 from halfconv.config import find_options
 from halfconv.errors import HalfconvError
 from halfconv.plan_commands import diff, explain, plan_option
@@ -341,6 +342,7 @@ def demo(output: Path | None, as_json: bool) -> None:
         render(report, _console())
 
 
+cli.add_command(bench)
 cli.add_command(diff)
 cli.add_command(explain)
 
