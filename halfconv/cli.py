@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from halfconv import __version__
+from halfconv.bench_command import bench
 from halfconv.config import find_options
 from halfconv.errors import HalfconvError
 from halfconv.plan_commands import diff, explain, plan_option
@@ -361,6 +362,7 @@ def doctor(provider: str | None, as_json: bool) -> None:
         sys.exit(1)
 
 
+cli.add_command(bench)
 cli.add_command(diff)
 cli.add_command(explain)
 

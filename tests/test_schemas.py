@@ -20,7 +20,7 @@ import halfconv
 from halfconv.cli import main
 from halfconv.planning import plan_model
 
-NAMES = ("baseline", "convert", "demo", "diff", "doctor", "explain", "inspect", "plan", "profile", "ranges", "validate")
+NAMES = ("baseline", "bench", "convert", "demo", "diff", "doctor", "explain", "inspect", "plan", "profile", "ranges", "validate")
 
 
 def schema(name: str) -> dict[str, Any]:

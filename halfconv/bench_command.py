@@ -1,0 +1,60 @@
+"""The command ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from halfconv.terminal import console, json_option, print_json, progress
+
+__all__ = ["bench"]
+
+
+def _numbers(_: click.Context, option: click.Parameter, text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of whole numbers; try: --batch 1,32", param=option) from None
+    if min(found) < 1:
+        raise click.BadParameter(f"{text!r} has a number below 1; try: --batch 1,32", param=option)
+    return found
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@click.option("--batch", "batches", default="1", show_default=True, callback=_numbers, metavar="N,…", help="Batch sizes.")
+@click.option("--samples", metavar="PATH", help="Real inputs, of which the first is used; else one is made up.")
+@click.option("--provider", type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]), default="auto", show_default=True,
+              help="What runs the models.")
+@click.option("--device", default=0, show_default=True, metavar="N", help="The GPU.")
+@click.option("--profile/--no-profile", default=True, show_default=True, help="Use the profiles beside the models.")
+@click.option("--seconds", default=2.0, show_default=True, help="How long each model runs at each batch size, after warm-up.")
+@click.option("--threads", type=click.IntRange(1), help="Threads that compute on the CPU.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of made-up inputs.")
+@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the table as Markdown, too.")
+@json_option  # fmt: skip
+def bench(
+    models: tuple[Path, ...], batches: list[int], samples: str | None, provider: str, device: int, profile: bool, seconds: float,
+    threads: int | None, seed: int, markdown: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure MODELs side by side: latency, throughput, memory, and where their nodes run.
+
+    The first one is what the others are compared with.
+    """
+    from halfconv.benchmark import bench as run
+    from halfconv.report.bench import as_markdown, show_bench
+
+    with progress(as_json, f"measuring {len(models)} models") as on_progress:
+        report = run(
+            models, batches=batches, samples=samples, provider=provider, device_id=device, profile=profile, seconds=seconds,
+            threads=threads, seed=seed, on_progress=on_progress,
+        )  # fmt: skip
+    if markdown is not None:
+        from halfconv.storage import atomic_text
+
+        atomic_text(markdown, as_markdown(report))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        show_bench(report, console())
