@@ -363,16 +363,22 @@ def run(options: argparse.Namespace) -> int:
     for model, batches, dims in options.cases:
         for batch in batches:
             rows += measure(model, options.provider, batch, dims, 5 if options.quick else 100)
+            write(options.json, facts, rows)  # what is measured stays, if a machine is taken away
     for model, dims in {model: dims for model, _, dims in reversed(options.cases)}.items():
         rows += stress(model, options.provider, dims, 2 if options.quick else options.seconds, 500 if options.quick else 10_000)
+        write(options.json, facts, rows)
+    return int(any(row.get("different") or row.get("errors") for row in rows))
+
+
+def write(path: Path, facts: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the result so far."""
     content = {
         "schema_version": 1, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": facts,
         "versions": versions(), "command": "python bench/session.py " + " ".join(sys.argv[1:]), "rows": rows,
     }  # fmt: skip
-    part = options.json.with_suffix(".part")
+    part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(options.json)
-    return int(any(row.get("different") or row.get("errors") for row in rows))
+    part.replace(path)
 
 
 def main() -> int:
