@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from halfconv.errors import UsageError
 from halfconv.terminal import console, json_option, print_json, progress
 
 __all__ = ["bench"]
@@ -29,23 +31,37 @@ def _numbers(_: click.Context, option: click.Parameter, text: str) -> list[int]:
               help="What runs the models.")
 @click.option("--device", default=0, show_default=True, metavar="N", help="The GPU.")
 @click.option("--profile/--no-profile", default=True, show_default=True, help="Use the profiles beside the models.")
+@click.option("--tune", is_flag=True, help="First find each model's fastest session options here, and write its profile.")
 @click.option("--seconds", default=2.0, show_default=True, help="How long each model runs at each batch size, after warm-up.")
 @click.option("--threads", type=click.IntRange(1), help="Threads that compute on the CPU.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of made-up inputs.")
 @click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the table as Markdown, too.")
 @json_option  # fmt: skip
 def bench(
-    models: tuple[Path, ...], batches: list[int], samples: str | None, provider: str, device: int, profile: bool, seconds: float,
-    threads: int | None, seed: int, markdown: Path | None, as_json: bool,
+    models: tuple[Path, ...], batches: list[int], samples: str | None, provider: str, device: int, profile: bool, tune: bool,
+    seconds: float, threads: int | None, seed: int, markdown: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MODELs side by side: latency, throughput, memory, and where their nodes run.
 
     The first one is what the others are compared with.
     """
     from halfconv.benchmark import bench as run
-    from halfconv.report.bench import as_markdown, show_bench
+    from halfconv.report.bench import as_markdown, show_bench, show_search
 
+    if tune and not profile:
+        raise UsageError("--tune writes profiles, which --no-profile leaves out", "one of them")
     with progress(as_json, f"measuring {len(models)} models") as on_progress:
+        searches = []
+        if tune:
+            from halfconv.profile_search import search_profile
+
+            searches = [
+                search_profile(
+                    model, batches=batches, samples=samples, provider=provider, device_id=device, seconds=seconds / 2, seed=seed,
+                    on_progress=on_progress,
+                )
+                for model in models
+            ]  # fmt: skip
         report = run(
             models, batches=batches, samples=samples, provider=provider, device_id=device, profile=profile, seconds=seconds,
             threads=threads, seed=seed, on_progress=on_progress,
@@ -55,6 +71,8 @@ def bench(
 
         atomic_text(markdown, as_markdown(report))
     if as_json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), "tuned": [asdict(search) for search in searches]})
     else:
+        for search in searches:
+            show_search(search, console())
         show_bench(report, console())

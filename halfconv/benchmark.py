@@ -22,7 +22,7 @@ from halfconv.errors import EnvironmentProblem, InputError, UsageError
 from halfconv.progress import Progress
 from halfconv.runtime.session_server import receive, send
 
-__all__ = ["BenchReport", "BenchRow", "bench"]
+__all__ = ["BenchReport", "BenchRow", "Worker", "bench", "drift_of", "machine_of"]
 
 #: Seconds that a model runs before the next one has its turn.
 TURN = 0.2
@@ -100,8 +100,12 @@ class BenchReport:
         return {"schema_version": 1, **asdict(self)}
 
 
-class _Worker:
-    """A model's process."""
+class Worker:
+    """A model's process; call it with a method of `halfconv.benchmark_worker.Worker` and its arguments.
+
+    Args:
+        path: The model, for messages.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -111,6 +115,11 @@ class _Worker:
         )  # fmt: skip
 
     def __call__(self, method: str, *arguments: Any) -> Any:
+        """Have something done.
+
+        Raises:
+            InputError: It fails, or the process ended.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             send(self._process.stdin, [method, list(arguments)])
@@ -124,6 +133,7 @@ class _Worker:
         return answer
 
     def end(self) -> None:
+        """End the process."""
         self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -169,10 +179,10 @@ def bench(
     rows: list[BenchRow] = []
     notes: list[str] = []
     with ExitStack() as stack:
-        workers: list[_Worker] = []
+        workers: list[Worker] = []
         opened: list[dict[str, Any]] = []
         for path in paths:
-            worker = _Worker(path)
+            worker = Worker(path)
             stack.callback(worker.end)
             workers.append(worker)
             if on_progress is not None:
@@ -188,7 +198,7 @@ def bench(
         verdicts = _verdicts(rows, workers, len(paths))
         said = [[*facts["notes"], *worker("state")["notes"]] for facts, worker in zip(opened, workers, strict=True)]
     notes += _told(said, [path.name for path in paths])
-    return BenchReport(_machine(opened[0], energy), tuple(rows), tuple(verdicts), tuple(notes))
+    return BenchReport(machine_of(opened[0], device_id), tuple(rows), tuple(verdicts), tuple(notes))
 
 
 def _told(said: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
@@ -208,7 +218,7 @@ class _Measured:
 
 
 def _in_turns(
-    workers: Sequence[_Worker], seconds: float, energy: _Energy | None, on_progress: Callable[[Progress], None] | None,
+    workers: Sequence[Worker], seconds: float, energy: _Energy | None, on_progress: Callable[[Progress], None] | None,
     batch: int | None,
 ) -> list[_Measured]:  # fmt: skip
     """Warm models up until they are stable, and then run them in turns, each time in another order."""
@@ -240,7 +250,7 @@ def _rotated(count: int, turn: int) -> Iterator[int]:
 
 
 def _row(
-    worker: _Worker, opened: Mapping[str, Any], begun: Mapping[str, Any], measured: _Measured, batch: int | None,
+    worker: Worker, opened: Mapping[str, Any], begun: Mapping[str, Any], measured: _Measured, batch: int | None,
     reference: Mapping[str, Any], *, first: bool,
 ) -> BenchRow:  # fmt: skip
     p50, p90, p99 = (float(np.percentile(measured.runs, share)) for share in (50, 90, 99))
@@ -253,11 +263,11 @@ def _row(
         (batch or 1) * 1e3 / statistics.fmean(measured.runs), len(measured.runs), begun["first_ms"], opened["seconds"],
         state["device_mb"], state["host_mb"],
         None if measured.joules is None else measured.joules * 1e3 / len(measured.runs),
-        None if first else _drift(begun["outputs"], reference), placement,
+        None if first else drift_of(begun["outputs"], reference), placement,
     )  # fmt: skip
 
 
-def _drift(outputs: Mapping[str, Any], reference: Mapping[str, Any]) -> float | None:
+def drift_of(outputs: Mapping[str, Any], reference: Mapping[str, Any]) -> float | None:
     """Return the worst output's rel_l2; None if there are none in common, or what differs is not finite."""
     worst: float | None = None
     for name, wanted in reference.items():
@@ -272,7 +282,7 @@ def _drift(outputs: Mapping[str, Any], reference: Mapping[str, Any]) -> float | 
     return worst
 
 
-def _verdicts(rows: Sequence[BenchRow], workers: Sequence[_Worker], count: int) -> list[str]:
+def _verdicts(rows: Sequence[BenchRow], workers: Sequence[Worker], count: int) -> list[str]:
     """Say of each later model whether it is faster than the first, and if not, what takes its time."""
     said = []
     for start in range(0, len(rows), count):
@@ -289,7 +299,7 @@ def _verdicts(rows: Sequence[BenchRow], workers: Sequence[_Worker], count: int) 
     return said
 
 
-def _reasons(row: BenchRow, worker: _Worker) -> str:
+def _reasons(row: BenchRow, worker: Worker) -> str:
     shares, state = worker("shares"), worker("state")
     casts, held = shares.get("Cast", 0.0), row.placement
     found = []
@@ -326,9 +336,15 @@ class _Energy:
         return None if self._read is None else self._read()
 
 
-def _machine(opened: Mapping[str, Any], energy: _Energy | None) -> dict[str, Any]:
+def machine_of(opened: Mapping[str, Any], device: int) -> dict[str, Any]:
+    """Return facts about where a model was measured.
+
+    Args:
+        opened: What its worker said when it loaded the model.
+        device: The GPU.
+    """
     return {
         "system": platform.platform(terse=True), "python": platform.python_version(), "cores": os.cpu_count(),
-        "onnxruntime": opened["onnxruntime"], "card": energy.name if energy is not None else None,
+        "onnxruntime": opened["onnxruntime"], "card": _Energy(device).name or None if opened["provider"] != "cpu" else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

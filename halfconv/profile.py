@@ -10,7 +10,7 @@ from typing import Any
 from halfconv.check import CheckResult
 from halfconv.storage import atomic_text
 
-__all__ = ["profile_path", "write_profile"]
+__all__ = ["file_sha256", "profile_path", "write_profile"]
 
 #: Target -> providers, best first; options stay the providers' own until `bench --tune` measures better ones.
 PROVIDERS: dict[str, tuple[str, ...]] = {
@@ -30,6 +30,12 @@ def profile_path(model: Path) -> Path:
     return model.with_name(model.name + ".profile.json")
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def write_profile(model: Path, target: str, checked: CheckResult | None) -> Path:
     """Write the profile of a model that was just converted.
 
@@ -41,13 +47,9 @@ def write_profile(model: Path, target: str, checked: CheckResult | None) -> Path
     Returns:
         The profile's path.
     """
-    digest = hashlib.sha256()
-    with model.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
     content: dict[str, Any] = {
         "schema_version": 1,
-        "model_sha256": digest.hexdigest(),
+        "model_sha256": file_sha256(model),
         "target": target,
         "graph_optimization": (checked.level if checked and checked.level else "ORT_ENABLE_ALL"),
         "providers": [{"name": name, "options": {}} for name in PROVIDERS[target]],

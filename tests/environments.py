@@ -42,7 +42,12 @@ def links(folder: Path) -> Path:
 
 def run(python: Path, packages: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run halfconv's command line there."""
+    return execute(python, packages, "-m", "halfconv", *arguments)
+
+
+def execute(python: Path, packages: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python there."""
     known = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "LD_LIBRARY_PATH", "FORCE_COLOR")}
     known |= {"PYTHONPATH": os.pathsep.join((str(packages), str(ROOT))), "COLUMNS": "200", "PYTHONUTF8": "1"}
-    command = [str(python), "-m", "halfconv", *arguments]
+    command = [str(python), *arguments]
     return subprocess.run(command, env=known, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)

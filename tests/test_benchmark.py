@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 import halfconv
-from halfconv import benchmark
+from halfconv import benchmark, profile_search
 from halfconv.benchmark import BenchReport, BenchRow, bench
 from halfconv.benchmark_inputs import inputs_for
 from halfconv.cli import cli, main
@@ -46,7 +46,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_models_are_measured_side_by_side(pair: tuple[Path, Path]) -> None:
     report = bench(pair, batches=[1, 5], **QUICK)
-    validate("bench", strict(json.dumps(report.to_dict())))
+    validate("bench", strict(json.dumps({**report.to_dict(), "tuned": []})))
     assert [(row.model, row.batch) for row in report.rows] == [(str(path), batch) for batch in (1, 5) for path in pair]
     for row in report.rows:
         assert 0 < row.p50_ms <= row.p90_ms <= row.p99_ms
@@ -112,6 +112,44 @@ def test_the_command_prints_and_writes(pair: tuple[Path, Path], tmp_path: Path, 
     assert sum(line.startswith("| model.") for line in written) == 2
     told = CliRunner().invoke(cli, ["bench", *options, "--json"])
     validate("bench", strict(told.stdout))
+
+
+def test_tuning_writes_a_profile_that_sessions_follow(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU there is little to choose from; here, everything but the default is much faster, or wrong."""
+    compared, opened = profile_search._Search._compare, profile_search._Search._open
+    levels = []
+
+    def opening(self: Any, setting: Any) -> Any:
+        levels.append(setting.level)
+        return opened(self, setting)
+
+    def faster(self: Any, worker: Any) -> Any:
+        times, drifts, _ = compared(self, worker)
+        return times, drifts if levels[-1] == "ORT_ENABLE_EXTENDED" else [1.0] * len(drifts), [10.0] * len(times)
+
+    monkeypatch.setattr(profile_search._Search, "_open", opening)
+    monkeypatch.setattr(profile_search._Search, "_compare", faster)
+    options = ["--tune", "--json", "--batch", "2,3", "--seconds", "0.05", "--provider", "cpu"]
+    told = CliRunner().invoke(cli, ["bench", str(pair[1]), *options])
+    assert told.exit_code == 0, told.output
+    content = strict(told.stdout)
+    validate("bench", content)
+    (search,) = content["tuned"]
+    first, extended, basic = search["trials"]
+    assert first["what"] == "default" and len(first["p50_ms"]) == 2
+    assert extended["kept"] and extended["rel_l2"] < 1e-3
+    assert not basic["kept"] and basic["rel_l2"] == pytest.approx(1) and "drifts" in basic["why_not"]
+    profile = strict(Path(search["profile"]).read_text("utf-8"))
+    validate("profile", profile)
+    assert profile["graph_optimization"] == "ORT_ENABLE_EXTENDED"
+    assert [bucket["inputs"] for bucket in profile["buckets"]] == [{"x": [2, 8]}, {"x": [3, 8]}]
+    assert content["rows"][0]["profile"] == "beside"
+
+
+def test_tuning_and_no_profile_contradict(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", str(pair[1]), "--tune", "--no-profile"])
+    assert caught.value.code == 2 and "try:" in capsys.readouterr().err
 
 
 class Told:

@@ -14,8 +14,9 @@ from halfconv.report.text import visible
 
 if TYPE_CHECKING:
     from halfconv.benchmark import BenchReport, BenchRow
+    from halfconv.profile_search import ProfileSearch
 
-__all__ = ["as_markdown", "show_bench"]
+__all__ = ["as_markdown", "show_bench", "show_search"]
 
 
 def _memory(row: BenchRow) -> str:
@@ -72,6 +73,20 @@ def show_bench(report: BenchReport, console: Console) -> None:
         console.print(escape(visible(verdict)))
     for note in report.notes:
         console.print(f"[yellow]note:[/] {escape(visible(note))}")
+
+
+def show_search(search: ProfileSearch, console: Console) -> None:
+    """Print the options that were tried, and what became of each."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tried")
+    for batch in search.batches:
+        table.add_column("p50 ms" if batch is None else f"batch {batch} ms", justify="right")
+    table.add_column("result", overflow="fold")
+    for trial in search.trials:
+        times = [f"{ms:.3f}" for ms in trial.p50_ms] or [""] * len(search.batches)
+        table.add_row(trial.what, *times, "kept" if trial.kept else escape(visible(trial.why_not)))
+    console.print(table)
+    console.print(f"profile: {escape(visible(search.profile))}")
 
 
 def as_markdown(report: BenchReport) -> str:
