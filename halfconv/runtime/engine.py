@@ -321,8 +321,12 @@ class Engine:
         while True:
             bound = self._bound(fit)
             with turn(bound.lock, request.ticket), GATE.shared():
-                if not bound.closed:  # as others' shapes may have taken its place meanwhile
-                    return self._bound_run(bound, request, feeds, names, cut, rows)
+                if bound.closed:  # as others' shapes may have taken its place meanwhile
+                    continue
+                found = self._bound_run(bound, request, feeds, names, cut, rows)
+            if len(self._bounds) > self._settings.cache:
+                self._trim()
+            return found
 
     def _bound_run(
         self, bound: Bound, request: Request, feeds: dict[str, Feed], names: list[str], cut: frozenset[str], rows: int | None
@@ -401,12 +405,19 @@ class Engine:
             with GATE.shared():
                 bound = Bound(self._loaded.session, self.inputs, self.outputs, self._device, fit.shapes, graph)
             self._bounds[key] = bound
-            plain = [k for k, b in self._bounds.items() if b.graph is None and not b.lock.locked() and k != key]
-            dropped = [self._bounds.pop(old) for old in plain[: max(0, len(plain) + 1 - self._settings.cache)]]
-        for old_bound in dropped:
-            with old_bound.lock, GATE.shared():
-                old_bound.close()
+        self._trim(key)
         return bound
+
+    def _trim(self, kept: Any = None) -> None:
+        """Free the buffers of shapes beyond the cache's size, those used longest ago first; those in use stay for now."""
+        with self._lock:
+            plain = [key for key, bound in self._bounds.items() if bound.graph is None]
+            over = len(plain) - self._settings.cache
+            free = [key for key in plain if key != kept and not self._bounds[key].lock.locked()]
+            dropped = [self._bounds.pop(key) for key in free[: max(0, over)]]
+        for bound in dropped:
+            with bound.lock, GATE.shared():
+                bound.close()
 
     def _reads_host(self, fit: Fit) -> bool:
         """Say whether an input that is given lies in the CPU's memory: a graph would go on with what it was at the capture."""
