@@ -188,9 +188,14 @@ class Bound:
         return found
 
     @property
+    def buffers(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The OrtValues that the model reads, and those that `replay` writes."""
+        return dict(self._values), dict(self._fixed)
+
+    @property
     def ready(self) -> bool:
-        """Whether this thread has captured the graph, so that a replay captures nothing."""
-        return self.captured == threading.get_ident()
+        """Whether a replay captures nothing: there is no graph, or this thread has captured it."""
+        return self.graph is None or self.captured == threading.get_ident()
 
     def learn(self) -> None:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
@@ -198,7 +203,7 @@ class Bound:
             self._fixed = self.run(list(self._outputs))
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
-        """Run the captured graph on what `fill` bound; the first time in a thread, capture it. `learn` comes first.
+        """Run on what `fill` bound into fixed outputs, once `learn` made them: a graph, which a thread's first call captures.
 
         Args:
             names: Outputs to return; a graph computes all.
@@ -214,8 +219,8 @@ class Bound:
             for name, value in self._fixed.items():
                 self._binding.bind_ortvalue_output(name, value)
             self._bound = True
-        self._session.run_with_iobinding(self._binding, options or self._graphed)
-        self.captured = threading.get_ident()
+        self._session.run_with_iobinding(self._binding, options or self._graphed or self._plain)
+        self.captured = None if self.graph is None else threading.get_ident()
         self.runs += 1
         return {name: self._fixed[name] for name in names}
 

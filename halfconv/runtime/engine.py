@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .arrays import Feed, Spec, cast, chosen, finish, look, match, read_value, s
 from .binding import Bound, run_options
 from .buckets import Buckets, Fit, Verdict, judge, pad, shapes_key
 from .deadline import Ticket
-from .device import GATE, Cuda, Device
+from .device import GATE, Cuda, Device, Host
 from .lane import Lane, turn
 from .loading import Loaded, Wishes, load
 from .settings import Profile
@@ -152,6 +153,11 @@ class Engine:
         except (EnvironmentProblem, OSError, AttributeError) as problem:
             self.notes.append(f"no I/O binding, ONNX Runtime copies by itself: {problem}")
             return None
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one that loaded the model."""
+        return os.getpid() != self._pid
 
     @property
     def loaded(self) -> Loaded:
@@ -393,14 +399,7 @@ class Engine:
             if bound is not None:
                 self._bounds.move_to_end(key)
                 return bound
-            graph = None
-            if fit.graph and self._lane is not None and not self._reads_host(fit):
-                if self._graphs < self._settings.cache:
-                    self._graphs += 1
-                    graph = self._graphs
-                elif self._graphs == self._settings.cache:
-                    self._graphs += 1
-                    self.notes.append(f"{self._settings.cache} CUDA graphs are captured (cache=); further shapes run without one")
+            graph = self._number() if fit.graph and not self._reads_host(fit.shapes) else None
             assert self._device is not None
             with GATE.shared():
                 bound = Bound(self._loaded.session, self.inputs, self.outputs, self._device, fit.shapes, graph)
@@ -419,9 +418,88 @@ class Engine:
             with bound.lock, GATE.shared():
                 bound.close()
 
-    def _reads_host(self, fit: Fit) -> bool:
+    def _number(self) -> int | None:
+        """Return a number for one more CUDA graph; None if there can be none. ONNX Runtime never frees one, so they are counted."""
+        most = self._settings.cache
+        if self._lane is None or self._graphs > most:
+            return None
+        self._graphs += 1
+        if self._graphs > most:
+            self.notes.append(f"{most} CUDA graphs are captured (cache=); further shapes run without one")
+            return None
+        return self._graphs
+
+    def _reads_host(self, names: Iterable[str]) -> bool:
         """Say whether an input that is given lies in the CPU's memory: a graph would go on with what it was at the capture."""
-        return self._loaded.provider != "cpu" and any(self.inputs[name].on_host for name in fit.shapes)
+        return self._loaded.provider != "cpu" and any(self.inputs[name].on_host for name in names)
+
+    # Buffers that the caller fills
+
+    def bind(self, feeds: Mapping[str, Any]) -> Bound:
+        """Bind buffers of the caller's own, and run once on what is given.
+
+        Raises:
+            InputError: The inputs do not fit.
+            UsageError: The model has inputs or outputs that are no tensors of numbers.
+        """
+        match(feeds, self.inputs)
+        looked = {name: look(value, self.inputs[name]) for name, value in feeds.items()}
+        if any(spec.storage is None or spec.element == "string" for spec in (*self.inputs.values(), *self.outputs.values())):
+            raise UsageError("the model has inputs or outputs that are no tensors of numbers", "run(), which takes them")
+        with self._lock:
+            wanted = self._settings.graph is not False and not self._reads_host(looked)
+            graph = self._number() if wanted else None
+        shapes = {name: feed.shape for name, feed in looked.items()}
+
+        def begin() -> Bound:
+            with GATE.shared():
+                bound = Bound(self._loaded.session, self.inputs, self.outputs, self._device or Host(), shapes, graph)
+                bound.fill(looked)
+                bound.learn()
+            self._replay(bound, None)
+            return bound
+
+        try:
+            return begin() if self._lane is None else self._lane.call(begin, None)
+        except HalfconvError:
+            raise
+        except Exception as error:
+            raise self._failure(error, None) from error
+
+    def run_bound(self, bound: Bound, ticket: Ticket | None) -> None:
+        """Run on buffers that the caller filled.
+
+        Raises:
+            RunStopped: It was stopped.
+            EnvironmentProblem: ONNX Runtime failed.
+        """
+        lane = self._lane
+        try:
+            if lane is not None:
+                lane.call(lambda: self._replay(bound, ticket), ticket)
+            else:
+                with turn(bound.lock, ticket):
+                    self._replay(bound, ticket)
+        except HalfconvError:
+            raise
+        except Exception as error:
+            raise self._failure(error, ticket) from error
+        if ticket is not None:
+            ticket.check()
+
+    def _replay(self, bound: Bound, ticket: Ticket | None) -> None:
+        if self._loaded.provider != "cpu":
+            foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._settings.wishes.device)
+        with GATE.shared() if bound.ready else GATE.exclusive():
+            bound.replay((), self._options(ticket, -1 if bound.graph is None else bound.graph))
+
+    def unbind(self, bound: Bound) -> None:
+        """Free buffers of the caller's own."""
+        if self._lane is not None:
+            self._lane.call(bound.close, None)
+        else:
+            with bound.lock:
+                bound.close()
 
     def follow(self, other: Engine) -> None:
         """Take over from another engine: if many threads call that one, they will call this one."""
@@ -460,7 +538,7 @@ class Engine:
     def __del__(self) -> None:
         """In a process that `os.fork` made, keep ONNX Runtime's session: its end would wait for threads that were not copied."""
         loaded = getattr(self, "_loaded", None)
-        if loaded is not None and os.getpid() != self._pid:
+        if loaded is not None and self.forked:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded))
 
 

@@ -74,7 +74,8 @@ def drain(libraries: Iterable[str], index: int) -> None:
     """Wait for libraries that got outputs on a device: what they read there may be memory that ONNX Runtime uses again."""
     for library in libraries:
         if library == "torch":
-            sys.modules["torch"].cuda.current_stream(index).synchronize()
+            if sys.modules["torch"].cuda.is_initialized():
+                sys.modules["torch"].cuda.current_stream(index).synchronize()
         elif library == "cupy":
             sys.modules["cupy"].cuda.get_current_stream().synchronize()
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import numpy as np
 from ..errors import EnvironmentProblem, InputError, UsageError
 from . import foreign
 from .arrays import FLOATS, Spec, float_type
+from .buffers import Buffers
 from .deadline import Ticket, Watchdog
 from .engine import Engine, GraphState, Request, Settings
 from .hooks import Hook, RunRecord, hooks_of, tell
@@ -118,6 +120,7 @@ class Session:
         self._watchdog = Watchdog()
         self._executor: ThreadPoolExecutor | None = None
         self._closed = False
+        self._buffers: weakref.WeakSet[Buffers] = weakref.WeakSet()
         self._engine = self._load(model, profile)
         self._users[self._engine] = 0
 
@@ -222,8 +225,7 @@ class Session:
         request = Request(feeds, outputs, foreign.checked(to), Ticket(timeout))
         assert request.ticket is not None
         future = RunFuture(request.ticket)
-        lease = self._lease()
-        engine = lease.__enter__()
+        engine = self._take()
 
         def work() -> None:
             try:
@@ -234,7 +236,7 @@ class Session:
                 except BaseException as error:
                     future.set_exception(error)
             finally:
-                lease.__exit__(None, None, None)
+                self._give_back(engine)
 
         try:
             with self._lock:
@@ -242,7 +244,7 @@ class Session:
                     self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="halfconv-run")
                 self._executor.submit(work)
         except BaseException:
-            lease.__exit__(None, None, None)
+            self._give_back(engine)
             raise
         return future
 
@@ -288,11 +290,34 @@ class Session:
                 for _ in range(2):  # the first run shows the placement, the second captures the graph
                     engine.run(Request(feeds))
 
+    def bind(self, shapes: Mapping[str, Any]) -> Buffers:
+        """Make buffers that the caller fills and reads itself, with DLPack: nothing is copied, and on CUDA a graph is replayed.
+
+        Args:
+            shapes: Input -> dimensions, or an array to begin with.
+
+        Returns:
+            The buffers, on the model's device; close them when they are no longer used.
+
+        Raises:
+            InputError: The shapes do not fit.
+            UsageError: The session is closed, or the model has inputs or outputs that are no tensors of numbers.
+        """
+        engine = self._take()
+        try:
+            bound = engine.bind({name: _made_up(engine.inputs.get(name), value) for name, value in shapes.items()})
+        except BaseException:
+            self._give_back(engine)
+            raise
+        buffers = Buffers(engine, bound, self._watchdog, lambda: self._give_back(engine))
+        with self._lock:
+            self._buffers.add(buffers)
+        return buffers
+
     # Lifetime
 
-    @contextmanager
-    def _lease(self) -> Iterator[Engine]:
-        """Use the model that is current, which is not released before."""
+    def _take(self) -> Engine:
+        """Return the model that is current, which is not released before it is given back."""
         if os.getpid() != self._pid:
             raise EnvironmentProblem(
                 f"this session was made in process {self._pid}, and this is a fork of it, which has none of its threads",
@@ -301,8 +326,13 @@ class Session:
         with self._lock:
             if self._closed:
                 raise UsageError("the session is closed", "a new Session")
-            engine = self._engine
-            self._users[engine] += 1
+            self._users[self._engine] += 1
+            return self._engine
+
+    @contextmanager
+    def _lease(self) -> Iterator[Engine]:
+        """Take the model, and give it back."""
+        engine = self._take()
         try:
             yield engine
         finally:
@@ -360,11 +390,14 @@ class Session:
             return
         with self._lock:
             first, self._closed = not self._closed, True
+            buffers = list(self._buffers)
             unused = first and not self._users[self._engine]
             if unused:
                 del self._users[self._engine]
         if unused:
             self._engine.close()
+        for bound in buffers:
+            bound.close()
         with self._lock:
             while self._users:
                 self._idle.wait()
