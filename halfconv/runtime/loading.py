@@ -92,7 +92,8 @@ class Loaded:
     def close(self) -> None:
         """Release ONNX Runtime's session."""
         self.show()
-        self.session = None
+        with GATE.load() if self.provider != "cpu" else contextlib.nullcontext():
+            self.session = None
 
 
 def load(source: str | bytes, wishes: Wishes) -> Loaded:

@@ -19,18 +19,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from ..errors import EnvironmentProblem, InputError, UsageError
 from . import foreign
-from .arrays import FLOATS, Spec, float_type
+from .arrays import float_type
 from .buffers import Buffers
 from .deadline import Ticket, Watchdog
-from .engine import Engine, GraphState, Request, Settings
+from .engine import Engine
+from .held import Request, Settings
 from .hooks import Hook, RunRecord, hooks_of, tell
 from .loading import Wishes
+from .on_device import GraphState
 from .placement import Placement
 from .settings import PROVIDERS, Profile, find_profile
+from .surface import check_surface, known_shapes, made_up
 
 __all__ = ["RunFuture", "Session"]
 
@@ -284,9 +285,9 @@ class Session:
             UsageError: No shapes are given, and none are known.
         """
         with self._lease() as engine:
-            given = [shapes] if isinstance(shapes, Mapping) else list(shapes) if shapes is not None else _known(engine)
+            given = [shapes] if isinstance(shapes, Mapping) else list(shapes) if shapes is not None else known_shapes(engine)
             for entry in given:
-                feeds = {name: _made_up(engine.inputs.get(name), value) for name, value in entry.items()}
+                feeds = {name: made_up(engine.inputs.get(name), value) for name, value in entry.items()}
                 for _ in range(2):  # the first run shows the placement, the second captures the graph
                     engine.run(Request(feeds))
 
@@ -305,7 +306,7 @@ class Session:
         """
         engine = self._take()
         try:
-            bound = engine.bind({name: _made_up(engine.inputs.get(name), value) for name, value in shapes.items()})
+            bound = engine.bind({name: made_up(engine.inputs.get(name), value) for name, value in shapes.items()})
         except BaseException:
             self._give_back(engine)
             raise
@@ -366,11 +367,11 @@ class Session:
         with self._lease() as old:
             new = self._load(model, profile)
             try:
-                _same_surface(old, new)
+                check_surface(old, new)
                 new.follow(old)
                 states = [dict(state.inputs) for state in old.graphs] if warmup is None else [dict(warmup)]
                 for shapes in states:
-                    feeds = {name: _made_up(new.inputs.get(name), value) for name, value in shapes.items()}
+                    feeds = {name: made_up(new.inputs.get(name), value) for name, value in shapes.items()}
                     for _ in range(2):
                         new.run(Request(feeds))
             except BaseException:
@@ -413,44 +414,3 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<halfconv.Session on {self.provider}{', closed' if self._closed else ''}>"
-
-
-def _known(engine: Engine) -> list[Mapping[str, Any]]:
-    """Return the shapes that are known without a request.
-
-    Raises:
-        UsageError: There are none.
-    """
-    known: list[Mapping[str, Any]] = list(engine.buckets.shapes())
-    needed = {name: spec for name, spec in engine.inputs.items() if spec.needed}
-    if not known and all(isinstance(dim, int) for spec in needed.values() for dim in spec.shape):
-        known = [{name: spec.shape for name, spec in needed.items()}]
-    if not known:
-        found = ", ".join(f"{name!r}: {spec}" for name, spec in needed.items())
-        raise UsageError(f"the model's shapes vary: {found}", "warmup({input: shape, …})")
-    return known
-
-
-def _made_up(spec: Spec | None, value: Any) -> Any:
-    """Return an array for a shape: floats around zero, integers 0; what is no shape is an array already."""
-    if spec is None or not isinstance(value, (tuple, list)) or not all(isinstance(dim, int) for dim in value):
-        return value
-    if spec.element in FLOATS:
-        return np.random.default_rng(0).standard_normal(value, np.float32)
-    return np.full(value, "", object) if spec.element == "string" else np.zeros(value, spec.storage)
-
-
-def _same_surface(old: Engine, new: Engine) -> None:
-    """Check that callers need not know which of two models answers.
-
-    Raises:
-        InputError: They have other inputs or outputs.
-    """
-    for side in ("inputs", "outputs"):
-        before, after = ({n: str(s) for n, s in getattr(engine, side).items() if s.needed} for engine in (old, new))
-        if before.keys() != after.keys():
-            raise InputError(f"the new model's {side} are {sorted(after)}", f"a model with {sorted(before)}, or a new Session")
-        for name, spec in getattr(old, side).items():
-            other = getattr(new, side).get(name)
-            if spec.needed and (len(other.shape) != len(spec.shape) or (spec.element in FLOATS) != (other.element in FLOATS)):
-                raise InputError(f"the new model's {name!r} is {other}", f"a model with {spec}, or a new Session")

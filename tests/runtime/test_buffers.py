@@ -55,6 +55,23 @@ def test_with_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     engine.close()
 
 
+def test_a_capture_that_fails_binds_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares())
+    replay = Bound.replay
+
+    def failing(self: Bound, *rest: Any) -> Any:
+        if self.graph is not None:
+            raise RuntimeError("operation not permitted")
+        return replay(self, *rest)
+
+    monkeypatch.setattr(Bound, "replay", failing)
+    bound = engine.bind({"x": np.full((1, 4), 2.0)})
+    assert bound.graph is None and torch.from_dlpack(bound.buffers[1]["s"]).tolist() == [16.0]
+    assert any("the capture failed: operation not permitted" in note for note in engine.notes)
+    engine.unbind(bound)
+    engine.close()
+
+
 def test_closing() -> None:
     session = halfconv.Session(models.squares(), provider="cpu")
     first, second, third = (session.bind({"x": (1, 4)}) for _ in range(3))
