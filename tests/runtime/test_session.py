@@ -131,6 +131,50 @@ def test_a_level_that_fails_is_left_with_a_note(monkeypatch: pytest.MonkeyPatch)
     assert any("loaded at ORT_ENABLE_BASIC: at ORT_ENABLE_ALL ONNX Runtime failed: LayerNormFusion" in n for n in session.notes)
 
 
+def test_options_that_this_runtime_does_not_know_are_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loading._session
+
+    def failing(ort: Any, source: Any, wishes: loading.Wishes, *rest: Any) -> Any:
+        if wishes.options:
+            raise RuntimeError('Unknown provider option: "sdpa_kernel".')
+        return made(ort, source, wishes, *rest)
+
+    monkeypatch.setattr(loading, "_session", failing)
+    loaded = loading.load(models.squares(), loading.Wishes(("cpu",), options={"CUDAExecutionProvider": {"sdpa_kernel": "1"}}))
+    assert loaded.notes == [
+        'the profile\'s provider options are left out, as this ONNX Runtime refuses them: Unknown provider option: "sdpa_kernel".'
+    ]
+
+
+@pytest.mark.parametrize(("text", "kind", "message"), [
+    ("This session cannot use the graph capture feature", None, "no CUDA graphs: This session cannot use the graph capture"),
+    ("CUDA failure 101: invalid device ordinal", EnvironmentProblem, "cannot use the device: CUDA failure 101.*another device_id"),
+    ("graph nodes are assigned to the CPU EP, but fallback to CPU EP has been explicitly disabled by the user.", EnvironmentProblem,
+     "nodes of the model would run on the CPU"),
+    ("out of luck", EnvironmentProblem, "CUDAExecutionProvider cannot load the model: out of luck"),
+])  # fmt: skip
+def test_failures_on_cuda_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, text: str, kind: type[Exception] | None, message: str
+) -> None:
+    made = loading._session
+
+    def failing(ort: Any, source: Any, wishes: loading.Wishes, names: Any, folder: Any) -> Any:
+        if wishes.graph:
+            raise RuntimeError(text)
+        return made(ort, source, wishes, ("CPUExecutionProvider",), folder)
+
+    monkeypatch.setattr(loading, "_session", failing)
+    wishes = loading.Wishes(("cuda",), graph=True)
+    notes: list[str] = []
+    names = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    if kind is None:
+        _, graph = loading._create(onnxruntime, models.squares(), wishes, names, notes, None)
+        assert not graph and notes[0].startswith(message)
+    else:
+        with pytest.raises(kind, match=message):
+            loading._create(onnxruntime, models.squares(), wishes, names, notes, None)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
