@@ -117,9 +117,13 @@ class Bound:
         spec = self._specs[name]
         if spec.on_host and self._device.name != "cpu":
             return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(self._staged[name], spec.code)
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            list(self.shapes[name]), spec.code, self._device.name, self._device.index
-        )
+        return self._new(spec, self.shapes[name])
+
+    def _new(self, spec: Spec, shape: Sequence[int]) -> Any:
+        import onnxruntime
+
+        where = ("cpu", 0) if spec.on_host else (self._device.name, self._device.index)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), spec.code, *where)
 
     def fill(self, feeds: Mapping[str, Feed]) -> list[Any]:
         """Cast and copy a run's inputs to where the model reads them, and bind them.
@@ -175,6 +179,8 @@ class Bound:
         Returns:
             Output -> OrtValue, in memory of this run's own.
         """
+        self._binding.clear_binding_outputs()  # else ONNX Runtime writes into what the caller got last time
+        self._bound = False
         for name in names:
             if self._outputs[name].on_host:
                 self._binding.bind_output(name, "cpu")
@@ -182,10 +188,7 @@ class Bound:
                 self._binding.bind_output(name, self._device.name, self._device.index)
         self._session.run_with_iobinding(self._binding, options or self._plain)
         self.runs += 1
-        found = dict(zip(names, self._binding.get_outputs(), strict=True))
-        self._binding.clear_binding_outputs()  # else the next run would write into what the caller got
-        self._bound = False
-        return found
+        return dict(zip(names, self._binding.get_outputs(), strict=True))
 
     @property
     def buffers(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -200,7 +203,8 @@ class Bound:
     def learn(self) -> None:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
         if not self._fixed:
-            self._fixed = self.run(list(self._outputs))
+            shapes = {name: value.shape() for name, value in self.run(list(self._outputs)).items()}
+            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in shapes.items()}
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
         """Run on what `fill` bound into fixed outputs, once `learn` made them: a graph, which a thread's first call captures.

@@ -50,7 +50,8 @@ def test_placement_is_data() -> None:
     session = halfconv.Session(models.squares(), provider="cpu")
     before = session.placement
     assert (before.measured, before.memcpy, before.casts, before.cuda) == (False, None, None, False)
-    assert before.nodes == {"CPUExecutionProvider": 2} and before.on_cpu == {"Mul": 1, "ReduceSum": 1}
+    if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        assert before.nodes == {"CPUExecutionProvider": 2} and before.on_cpu == {"Mul": 1, "ReduceSum": 1}
     session.run({"x": X})
     after = session.placement
     assert (after.measured, after.memcpy, after.cuda) == (True, 0, False)
@@ -101,7 +102,7 @@ def test_auto_says_why_it_is_not_cuda() -> None:
 def test_cuda_that_does_not_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `get_available_providers` lists may still be missing in the session: a library that CUDA needs, say."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("noise"))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("noise"), raising=False)
     made = loading._session
     cpu = ("CPUExecutionProvider",)
     monkeypatch.setattr(loading, "_session", lambda ort, source, wishes, names, folder: made(ort, source, wishes, cpu, folder))
