@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -26,9 +26,11 @@ class Buffers:
         outputs: Output -> OrtValue, that each run writes.
     """
 
-    def __init__(self, engine: Engine, bound: Bound, watchdog: Watchdog, done: Callable[[], None]):
+    def __init__(
+        self, engine: Engine, bound: Bound, watchdog: Watchdog, done: Callable[[], None], dropped: deque[tuple[Engine, Bound]]
+    ):
         self.inputs, self.outputs = bound.buffers
-        self._engine, self._bound, self._watchdog, self._done = engine, bound, watchdog, done
+        self._engine, self._bound, self._watchdog, self._done, self._dropped = engine, bound, watchdog, done, dropped
         self._lock, self._closed = threading.Lock(), False
 
     @property
@@ -47,6 +49,7 @@ class Buffers:
             EnvironmentProblem: ONNX Runtime failed.
             UsageError: The buffers, or the session, are closed.
         """
+        self._engine.check_process()
         ticket = None if timeout is None else Ticket(timeout)
         with self._lock:
             if self._closed:
@@ -70,9 +73,9 @@ class Buffers:
             self._done()
 
     def __del__(self) -> None:
-        """Free them; not in a fork, nor when the interpreter ends."""
-        if not self._closed and not self._engine.forked and not sys.is_finalizing():
-            self.close()
+        """Leave them to the session's next run: here, no lock may be taken."""
+        if not self._closed:
+            self._dropped.append((self._engine, self._bound))
 
     def __enter__(self) -> Buffers:
         return self

@@ -80,10 +80,17 @@ class Engine:
         """The model as it is loaded now."""
         return self._held.loaded
 
-    @property
-    def forked(self) -> bool:
-        """Whether this process is a child of the one that loaded the model."""
-        return self._held.forked
+    def check_process(self) -> None:
+        """Refuse to work in a child that `os.fork` made.
+
+        Raises:
+            EnvironmentProblem: This is one.
+        """
+        if self._held.forked:
+            raise EnvironmentProblem(
+                "this session was made in another process, of which this one is a fork, without its threads",
+                "make a session in each process, after the fork",
+            )
 
     @property
     def graphs(self) -> tuple[GraphState, ...]:

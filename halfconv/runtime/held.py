@@ -87,6 +87,8 @@ class Held:
         self.settings = settings
         self.loaded: Loaded = load(self._source, settings.wishes)
         self.notes = [*notes, *self.loaded.notes, *_elsewhere(self.loaded)]
+        if settings.wishes.memory is not None and self.provider == "cpu":
+            self.notes.append("memory_limit is a GPU's, and has no effect on the CPU")
         self._stamp = self._stamped()
         self.inputs, self.outputs = _specs(self.loaded.session)
         self.no_graph = self._no_graph()

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import EnvironmentProblem, InputError, UsageError
+from ..errors import InputError, UsageError
 from . import foreign
 from .arrays import float_type
+from .binding import Bound
 from .buffers import Buffers
 from .deadline import Ticket, Watchdog
 from .engine import Engine
@@ -122,6 +124,7 @@ class Session:
         self._executor: ThreadPoolExecutor | None = None
         self._closed = False
         self._buffers: weakref.WeakSet[Buffers] = weakref.WeakSet()
+        self._dropped: deque[tuple[Engine, Bound]] = deque()
         self._engine = self._load(model, profile)
         self._users[self._engine] = 0
 
@@ -310,7 +313,7 @@ class Session:
         except BaseException:
             self._give_back(engine)
             raise
-        buffers = Buffers(engine, bound, self._watchdog, lambda: self._give_back(engine))
+        buffers = Buffers(engine, bound, self._watchdog, lambda: self._give_back(engine), self._dropped)
         with self._lock:
             self._buffers.add(buffers)
         return buffers
@@ -319,11 +322,9 @@ class Session:
 
     def _take(self) -> Engine:
         """Return the model that is current, which is not released before it is given back."""
-        if os.getpid() != self._pid:
-            raise EnvironmentProblem(
-                f"this session was made in process {self._pid}, and this is a fork of it, which has none of its threads",
-                "make a session in each process, after the fork",
-            )
+        self._engine.check_process()
+        if self._dropped:
+            self._sweep()
         with self._lock:
             if self._closed:
                 raise UsageError("the session is closed", "a new Session")
@@ -349,6 +350,16 @@ class Session:
             engine.close()
             with self._lock:
                 self._idle.notify_all()
+
+    def _sweep(self) -> None:
+        """Free buffers that were dropped without being closed."""
+        while self._dropped:
+            try:
+                engine, bound = self._dropped.popleft()
+            except IndexError:  # another thread was faster
+                return
+            engine.unbind(bound)
+            self._give_back(engine)
 
     def swap(
         self, model: str | Path | bytes, *, profile: str | Path | bool | None = None, warmup: Mapping[str, Any] | None = None
@@ -399,6 +410,7 @@ class Session:
             self._engine.close()
         for bound in buffers:
             bound.close()
+        self._sweep()
         with self._lock:
             while self._users:
                 self._idle.wait()

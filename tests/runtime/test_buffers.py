@@ -81,6 +81,7 @@ def test_closing() -> None:
         first.run()
     del third
     gc.collect()
+    session.run({"x": np.ones((1, 4))})
     assert sum(session._users.values()) == 1
     session.close()
     with pytest.raises(halfconv.UsageError, match="the buffers are closed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import time
 from typing import Any
@@ -125,6 +126,14 @@ def test_a_model_runs_through_it_and_leaves_nothing(fake: FakeCuda) -> None:
         np.testing.assert_array_equal(engine.run(Request({"x": x}))["y"], x * x)
     assert 0 < len(fake.pinned) <= 2 * 2
     engine.close()
+    assert not fake.pinned and not fake.streams
+
+
+def test_a_session_that_nobody_closes_leaves_nothing(fake: FakeCuda) -> None:
+    cuda = Cuda(0)
+    cuda.buffer(10)
+    del cuda
+    gc.collect()
     assert not fake.pinned and not fake.streams
 
 

@@ -203,6 +203,12 @@ def test_wrong_options_are_usage_errors(options: dict[str, Any]) -> None:
         halfconv.Session(models.squares(), **options)
 
 
+def test_a_memory_limit_on_the_cpu_is_noted() -> None:
+    assert any(
+        "memory_limit is a GPU's" in note for note in halfconv.Session(models.squares(), provider="cpu", memory_limit=1).notes
+    )
+
+
 def test_threads_reach_the_runtime() -> None:
     session = halfconv.Session(models.squares(), provider="cpu", threads=1)
     assert session._engine.loaded.session.get_session_options().intra_op_num_threads == 1
@@ -306,7 +312,7 @@ print(os.waitpid(child, 0)[1], session.run({{"x": np.ones((1, 4))}})["s"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     told, child, parent = done.stdout.splitlines()
-    assert "this is a fork of it, which has none of its threads; try: make a session in each process" in told
+    assert "made in another process, of which this one is a fork, without its threads; try: make a session in each process" in told
     assert (child, parent) == ("[4.]", "0 [4.]")
 
 
