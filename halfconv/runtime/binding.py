@@ -278,14 +278,18 @@ class Bound:
     def _trim(array: Any, name: str, rows: int | None, cut: frozenset[str]) -> Any:
         return array[:rows] if rows is not None and name in cut else array
 
+    def detach(self) -> None:
+        """Let go of ONNX Runtime's session, and of all that it made; no CUDA call is made."""
+        self.closed = True
+        self._values, self._fixed, self._views = {}, {}, {}
+        self._binding = self._session = None
+
     def close(self) -> None:
         """Free the buffers; ONNX Runtime's graph, if it can."""
-        self.closed = True
         if self.graph is not None and self.captured is not None and hasattr(self._session, "release_captured_graph"):
             self._session.release_captured_graph(self.graph)
-        self._values, self._fixed, self._staged, self._views = {}, {}, {}, {}
-        self._binding = None
+        self.detach()
+        self._staged = {}
         self._device.release(self._stage)
         self._device.release(self._results)
         self._stage = self._results = np.empty(0, np.uint8)
-        self._session = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 from collections import OrderedDict
@@ -158,24 +157,36 @@ class OnDevice:
                 values = bound.replay(names, options_of(request.ticket, bound.graph))
                 return True, bound.read(values, rows, cut, request.to, self._held.settings.output)
             bound.learn()
-        try:
-            with GATE.exclusive():
-                values = bound.replay(names)
-        except Exception as error:
+        why, values = self._capture(bound, names)
+        if why:
             request.graph = False
-            self._give_up(" ".join(str(error).split())[:300])
+            self._give_up(why)
             return False, {}
         with GATE.shared():
             return True, bound.read(values, rows, cut, request.to, self._held.settings.output)
 
-    def _give_up(self, why: str) -> None:
-        """Go on without CUDA graphs."""
+    @staticmethod
+    def _capture(bound: Bound, names: Iterable[str]) -> tuple[str, dict[str, Any]]:
+        """Capture a graph; returns why not, or its first outputs. The exception, which would hold the session, is gone then."""
+        try:
+            with GATE.exclusive():
+                return "", bound.replay(list(names))
+        except Exception as error:
+            return " ".join(str(error).split())[:300] or type(error).__name__, {}
+
+    def _give_up(self, why: str, *more: Bound) -> None:
+        """Go on without CUDA graphs.
+
+        The stream of a capture that failed goes on capturing, and forbids other calls, until ONNX Runtime's session is gone: so
+        first everything lets go of it.
+        """
         with self._lock:
-            bounds, self._bounds = list(self._bounds.values()), OrderedDict()
+            bounds, self._bounds = [*self._bounds.values(), *more], OrderedDict()
         for bound in bounds:
-            with contextlib.suppress(Exception):
-                bound.close()
+            bound.detach()
         self._held.without_graphs(why)
+        for bound in bounds:
+            bound.close()
         with self._lock:  # only now: whoever waits for the lane finds a model
             self._retired, self._lane = self._lane, None
             self._held.notes.append(f"no CUDA graphs: the capture failed: {why}")
@@ -240,13 +251,12 @@ class OnDevice:
                 bound = Bound(self._held.loaded.session, self._held.inputs, self._held.outputs, self._device, shapes, graph)
                 bound.fill(looked)
                 bound.learn()
-            try:
+            if graph is None:
                 self._replay(bound, None)
-            except Exception as error:
-                if graph is None:
-                    raise
-                bound.close()
-                self._give_up(" ".join(str(error).split())[:300])
+                return bound
+            why, _ = self._capture(bound, ())
+            if why:
+                self._give_up(why, bound)
                 return begin(None)
             return bound
 

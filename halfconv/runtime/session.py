@@ -280,6 +280,9 @@ class Session:
     def warmup(self, shapes: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
         """Run the model once for each set of shapes, so that buffers, graphs and the placement are there before the first request.
 
+        While a graph is captured, CUDA forbids the whole process to allocate device memory: torch, too. Sessions wait for each
+        other; other libraries cannot, so warm up before they work, or when they rest.
+
         Args:
             shapes: Input -> dimensions, or an array to use; or several of these. None for the buckets, or the model's own fixed
                 shapes.

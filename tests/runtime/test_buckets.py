@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import halfconv
+from halfconv.runtime import held
 from halfconv.runtime.binding import Bound
 from halfconv.runtime.buckets import Buckets
 from halfconv.runtime.engine import Engine
@@ -248,8 +250,12 @@ def test_a_capture_that_fails_goes_on_without_graphs(monkeypatch: pytest.MonkeyP
     check(engine, rows(2))
     replay = Bound.replay
     monkeypatch.setattr(Bound, "replay", _raise)
+    old, alive = weakref.ref(engine.loaded.session), []
+    load = held.load
+    monkeypatch.setattr(held, "load", lambda *rest: (alive.append(old()), load(*rest))[1])
     request = check(engine, rows(2))
     assert not request.graph
+    assert alive == [None]  # the old session is gone before the new one is made: its stream would still be capturing
     monkeypatch.setattr(Bound, "replay", replay)
     assert not check(engine, rows(2)).graph
     assert any(

@@ -119,6 +119,20 @@ def test_torch_tensors_stay_on_the_gpu(graph: bool) -> None:
 
 
 @needs_cuda
+@pytest.mark.parametrize("graph", [False, True])
+def test_cupy_arrays_stay_on_the_gpu(graph: bool) -> None:
+    cupy = pytest.importorskip("cupy")
+    session = halfconv.Session(models.squares(), provider="cuda", cuda_graph=graph)
+    for count in (4, 4, 4, 2, 4):
+        for kind in (np.float16, np.float32):
+            x = cupy.asarray(rows(count)).astype(kind)
+            y = session.run({"x": x}, to="cupy")["y"]
+            assert isinstance(y, cupy.ndarray) and y.dtype == np.float16
+            np.testing.assert_array_equal(y.get(), wanted(x.get()))
+    assert session.run({"x": cupy.ones((3, 4))})["y"].tolist() == [[1.0] * 4] * 3
+
+
+@needs_cuda
 @pytest.mark.parametrize("graph", [None, False])
 def test_buffers_that_torch_fills(graph: bool | None) -> None:
     torch = pytest.importorskip("torch")
