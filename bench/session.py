@@ -17,6 +17,7 @@ get the same arrays, have the same options, and are timed in turns, call by call
 | ``halfconv-plain`` | the same without bucket and graph |
 | ``halfconv-torch`` | with a graph, torch tensors on the GPU in and out |
 | ``halfconv-torch-plain`` | torch tensors that the model reads and writes where they are, without a graph |
+| ``halfconv-bind`` | `Session.bind`: a graph on buffers that the caller fills; no copy |
 | ``session-run`` | ``InferenceSession.run`` |
 | ``binding-loop`` | fixed buffers, ``update_inplace``, ``run_with_iobinding``, ``numpy()`` |
 | ``binding-loop+graph`` | the same with a CUDA graph |
@@ -108,7 +109,7 @@ def made_up(session: Any, batch: int, dims: Mapping[str, int]) -> Feeds:
         "int32": np.int32,
         "bool": np.bool_,
     }
-    feeds = {}
+    feeds: Feeds = {}
     for value in session.get_inputs():
         shape = [
             dim if isinstance(dim, int) else dims.get(dim or "", batch if index == 0 else 0)
@@ -188,10 +189,12 @@ def contenders(model: Path, provider: str, batch: int, feeds: Feeds) -> dict[str
         try:
             import torch
         except ImportError:
-            torch = None
-        if torch is not None and torch.cuda.is_available():
+            return calls
+        if torch.cuda.is_available():
             tensors = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
             calls["halfconv-torch"] = lambda: mine.run(tensors, to="torch")
+            bound = mine.bind(feeds)
+            calls["halfconv-bind"] = lambda: bound.run() and {}
             calls["halfconv-torch-plain"] = lambda: plain.run(tensors, to="torch")
     return calls
 

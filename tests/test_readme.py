@@ -409,8 +409,8 @@ def test_exit_codes_are_those_of_the_errors() -> None:
     from halfconv.cli import INTERNAL_ERROR
 
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text(), re.MULTILINE)}
-    known = [kind for kind in (getattr(errors, name) for name in errors.__all__) if issubclass(kind, errors.HalfconvError)]
-    assert listed == {0, INTERNAL_ERROR, *(kind.exit_code for kind in known)}
+    kinds = [getattr(errors, name) for name in errors.__all__]
+    assert listed == {0, INTERNAL_ERROR, *(kind.exit_code for kind in kinds if issubclass(kind, errors.HalfconvError))}
 
 
 def test_files_it_names_are_here() -> None:

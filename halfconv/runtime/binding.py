@@ -117,9 +117,13 @@ class Bound:
         spec = self._specs[name]
         if spec.on_host and self._device.name != "cpu":
             return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(self._staged[name], spec.code)
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            list(self.shapes[name]), spec.code, self._device.name, self._device.index
-        )
+        return self._new(spec, self.shapes[name])
+
+    def _new(self, spec: Spec, shape: Sequence[int]) -> Any:
+        import onnxruntime
+
+        where = ("cpu", 0) if spec.on_host else (self._device.name, self._device.index)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), spec.code, *where)
 
     def fill(self, feeds: Mapping[str, Feed]) -> list[Any]:
         """Cast and copy a run's inputs to where the model reads them, and bind them.
@@ -175,6 +179,8 @@ class Bound:
         Returns:
             Output -> OrtValue, in memory of this run's own.
         """
+        self._binding.clear_binding_outputs()  # else ONNX Runtime writes into what the caller got last time
+        self._bound = False
         for name in names:
             if self._outputs[name].on_host:
                 self._binding.bind_output(name, "cpu")
@@ -182,23 +188,26 @@ class Bound:
                 self._binding.bind_output(name, self._device.name, self._device.index)
         self._session.run_with_iobinding(self._binding, options or self._plain)
         self.runs += 1
-        found = dict(zip(names, self._binding.get_outputs(), strict=True))
-        self._binding.clear_binding_outputs()  # else the next run would write into what the caller got
-        self._bound = False
-        return found
+        return dict(zip(names, self._binding.get_outputs(), strict=True))
+
+    @property
+    def buffers(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The OrtValues that the model reads, and those that `replay` writes."""
+        return dict(self._values), dict(self._fixed)
 
     @property
     def ready(self) -> bool:
-        """Whether this thread has captured the graph, so that a replay captures nothing."""
-        return self.captured == threading.get_ident()
+        """Whether a replay captures nothing: there is no graph, or this thread has captured it."""
+        return self.graph is None or self.captured == threading.get_ident()
 
     def learn(self) -> None:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
         if not self._fixed:
-            self._fixed = self.run(list(self._outputs))
+            shapes = {name: value.shape() for name, value in self.run(list(self._outputs)).items()}
+            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in shapes.items()}
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
-        """Run the captured graph on what `fill` bound; the first time in a thread, capture it. `learn` comes first.
+        """Run on what `fill` bound into fixed outputs, once `learn` made them: a graph, which a thread's first call captures.
 
         Args:
             names: Outputs to return; a graph computes all.
@@ -214,8 +223,8 @@ class Bound:
             for name, value in self._fixed.items():
                 self._binding.bind_ortvalue_output(name, value)
             self._bound = True
-        self._session.run_with_iobinding(self._binding, options or self._graphed)
-        self.captured = threading.get_ident()
+        self._session.run_with_iobinding(self._binding, options or self._graphed or self._plain)
+        self.captured = None if self.graph is None else threading.get_ident()
         self.runs += 1
         return {name: self._fixed[name] for name in names}
 
@@ -269,14 +278,18 @@ class Bound:
     def _trim(array: Any, name: str, rows: int | None, cut: frozenset[str]) -> Any:
         return array[:rows] if rows is not None and name in cut else array
 
+    def detach(self) -> None:
+        """Let go of ONNX Runtime's session, and of all that it made; no CUDA call is made."""
+        self.closed = True
+        self._values, self._fixed, self._views = {}, {}, {}
+        self._binding = self._session = None
+
     def close(self) -> None:
         """Free the buffers; ONNX Runtime's graph, if it can."""
-        self.closed = True
         if self.graph is not None and self.captured is not None and hasattr(self._session, "release_captured_graph"):
             self._session.release_captured_graph(self.graph)
-        self._values, self._fixed, self._staged, self._views = {}, {}, {}, {}
-        self._binding = None
+        self.detach()
+        self._staged = {}
         self._device.release(self._stage)
         self._device.release(self._results)
         self._stage = self._results = np.empty(0, np.uint8)
-        self._session = None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -217,6 +218,12 @@ class Cuda:
         code = self._synchronize(self._stream)
         if code:
             self._fail("cudaStreamSynchronize", code)
+
+    def __del__(self) -> None:
+        """Free what a session that nobody closed has left."""
+        if not sys.is_finalizing() and hasattr(self, "_stream"):
+            with contextlib.suppress(EnvironmentProblem):
+                self.close()
 
     def close(self) -> None:
         """Free all buffers and the stream."""

@@ -1,88 +1,26 @@
-"""One loaded model, and how one request runs on it: on the CPU as it is, on a GPU through buffers and CUDA graphs."""
+"""One loaded model, and how one request runs on it."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import EnvironmentProblem, HalfconvError, UsageError
 from . import foreign
-from .arrays import Feed, Spec, cast, chosen, finish, look, match, read_value, spec_of
+from .arrays import Feed, cast, chosen, finish, look, match, read_value
 from .binding import Bound, run_options
 from .buckets import Buckets, Fit, Verdict, judge, pad, shapes_key
 from .deadline import Ticket
-from .device import GATE, Cuda, Device
-from .lane import Lane, turn
-from .loading import Loaded, Wishes, load
+from .device import GATE, Cuda, Device, Host
+from .held import Held, Request, Settings, options_of
+from .loading import Loaded
+from .on_device import GraphState, OnDevice
 from .settings import Profile
 
-__all__ = ["Engine", "GraphState", "Request", "Settings"]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the caller of a session set.
-
-    Attributes:
-        wishes: How to load.
-        buckets: Batch sizes that the caller asks for.
-        graph: CUDA graphs: True for all shapes, False for none, None for the caller's buckets and what the profile says.
-        cache: How many sets of shapes keep their buffers, and how many their graphs.
-        output: The float type of outputs; None for the model's own.
-    """
-
-    wishes: Wishes
-    buckets: Sequence[int] | None = None
-    graph: bool | None = None
-    cache: int = 16
-    output: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GraphState:
-    """What became of one set of input shapes on a device.
-
-    Attributes:
-        inputs: Input -> dimensions.
-        captured: Whether its CUDA graph is captured.
-        reason: Why there is none; "" if there is one, or it has not run yet.
-        runs: How many runs used its buffers.
-    """
-
-    inputs: Mapping[str, tuple[int, ...]]
-    captured: bool
-    reason: str
-    runs: int
-
-
-@dataclass(slots=True)
-class Request:
-    """One run, and what is found out about it on the way.
-
-    Attributes:
-        feeds: The caller's inputs.
-        outputs: Names of outputs; None for all.
-        to: Their container.
-        ticket: By which it may be stopped.
-        batch: First dimension of the first input.
-        bucket: The batch size that it was padded to, or whose buffers it used; None for none.
-        graph: Whether a CUDA graph ran it.
-    """
-
-    feeds: Mapping[str, Any]
-    outputs: Sequence[str] | None = None
-    to: str = "numpy"
-    ticket: Ticket | None = None
-    batch: int | None = None
-    bucket: int | None = None
-    graph: bool = False
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -98,6 +36,7 @@ class Engine:
         notes: What is not as one might expect, in sentences.
         inputs: Its inputs, those that are initialisers too included.
         outputs: Its outputs.
+        buckets: The shapes that were prepared.
 
     Raises:
         InputError: The model cannot be read.
@@ -106,71 +45,62 @@ class Engine:
     """
 
     def __init__(self, source: Path | bytes, profile: Profile, settings: Settings, device: Callable[[int], Device] | None = None):
-        self._pid = os.getpid()
-        self._source = str(source) if isinstance(source, Path) else source
-        self._settings, self._profile = settings, profile
-        self._loaded = load(self._source, settings.wishes)
-        self.notes = [*profile.notes, *self._loaded.notes]
-        self.inputs, self.outputs = _specs(self._loaded.session)
-        on_device = self._loaded.provider != "cpu" or device is not None
-        self.buckets = Buckets(self.inputs, profile.buckets if on_device else (), settings.buckets, settings.graph)
-        self._verdicts: dict[Any, Verdict] = {}
-        self._lock = threading.Lock()
-        self._bounds: OrderedDict[Any, Bound] = OrderedDict()
-        self._graphs = 0  # that were ever captured: their numbers
-        self._why_none = self._no_graph()
-        if on_device and self._loaded.graph and self._why_none:
-            self._loaded.close()
-            self._loaded = load(self._source, replace(settings.wishes, graph=False, choices=(self._loaded.provider,)))
-        self._lane = Lane() if self._loaded.graph else None
-        self._retired: Lane | None = None
-        self._handed: set[str] = set()
-        self._device = self._open_device(device) if on_device else None
+        self._held = Held(source, profile.notes, settings)
+        self.notes, self.inputs, self.outputs = self._held.notes, self._held.inputs, self._held.outputs
+        on_device = self._held.provider != "cpu" or device is not None
+        try:
+            self.buckets = Buckets(self.inputs, profile.buckets if on_device else (), settings.buckets, settings.graph)
+            self._allowed = profile.tolerance.get("rel_l2")
+            self._verdicts: dict[Any, Verdict] = {}
+            self._lock = threading.Lock()
+            self._device = self._open(device or Cuda) if on_device else None
+            self._binder: OnDevice | None = None  # the device, or the CPU's memory
+        except BaseException:
+            self._held.close()
+            raise
         self._bits = any(spec.element == "bfloat16" for spec in (*self.inputs.values(), *self.outputs.values()))
 
-    def _no_graph(self) -> str:
-        """Say why no CUDA graph is possible or wanted; "" where one is."""
-        if not self._loaded.graph:
-            found = [note for note in self._loaded.notes if note.startswith("no CUDA graphs: ")]
-            return found[0].removeprefix("no CUDA graphs: ") if found else "not asked for"
-        for side, specs in (("input", self.inputs), ("output", self.outputs)):
-            for name, spec in specs.items():
-                if spec.on_host and (side == "output" or spec.needed):
-                    self.notes.append(
-                        f"no CUDA graphs: {side} {name!r} lies in the CPU's memory, which a graph would not read again"
-                    )
-                    return f"{side} {name!r} lies in the CPU's memory"
-        return ""
-
-    def _open_device(self, make: Callable[[int], Device] | None) -> Device | None:
-        tensors = (*self.inputs.values(), *self.outputs.values())
-        if any(spec.storage is None or spec.element == "string" for spec in tensors):
-            self.notes.append("no I/O binding: the model has inputs or outputs that are no tensors of numbers")
-            return None
-        try:
-            return (make or Cuda)(self._settings.wishes.device)
-        except (EnvironmentProblem, OSError, AttributeError) as problem:
-            self.notes.append(f"no I/O binding, ONNX Runtime copies by itself: {problem}")
-            return None
+    def _open(self, make: Callable[[int], Device]) -> OnDevice | None:
+        """Return what runs through buffers; None, with a note, where that cannot be."""
+        why = "" if self._held.tensors else "the model has inputs or outputs that are no tensors of numbers"
+        if not why:
+            try:
+                with GATE.shared():
+                    made = make(self._held.settings.wishes.device)
+                return OnDevice(self._held, made)
+            except (EnvironmentProblem, OSError, AttributeError) as problem:
+                why = str(problem)
+        self.notes.append(f"no I/O binding, ONNX Runtime copies by itself: {why}")
+        if self._held.loaded.graph:  # which needs a binding
+            self._held.without_graphs("no I/O binding")
+        return None
 
     @property
     def loaded(self) -> Loaded:
         """The model as it is loaded now."""
-        return self._loaded
+        return self._held.loaded
+
+    def check_process(self) -> None:
+        """Refuse to work in a child that `os.fork` made.
+
+        Raises:
+            EnvironmentProblem: This is one.
+        """
+        if self._held.forked:
+            raise EnvironmentProblem(
+                "this session was made in another process, of which this one is a fork, without its threads",
+                "make a session in each process, after the fork",
+            )
 
     @property
     def graphs(self) -> tuple[GraphState, ...]:
         """What became of each set of shapes on a device."""
-        with self._lock:
-            return tuple(
-                GraphState(
-                    bound.shapes,
-                    bound.captured is not None,
-                    "" if bound.graph is not None else self._why_none or "not asked for",
-                    bound.runs,
-                )
-                for bound in self._bounds.values()
-            )
+        return () if self._device is None else self._device.graphs
+
+    def follow(self, other: Engine) -> None:
+        """Take over from another engine."""
+        if self._device is not None and other._device is not None:
+            self._device.follow(other._device)
 
     def run(self, request: Request) -> dict[str, Any]:
         """Run a request.
@@ -182,53 +112,49 @@ class Engine:
             InputError: An input does not fit.
             RunStopped: It was stopped.
             EnvironmentProblem: ONNX Runtime failed.
+            UsageError: The batch is to be padded, and its rows depend on each other.
         """
-        match(request.feeds, self.inputs)
+        feeds = self._look(request.feeds)
         names = chosen(request.outputs, self.outputs)
-        feeds = {name: look(value, self.inputs[name]) for name, value in request.feeds.items()}
         shapes = {name: feed.shape for name, feed in feeds.items() if feed.spec.storage is not None}
         first = next(iter(shapes.values()), ())
         request.batch = first[0] if first else None
-        fit = self.buckets.fit(shapes) if self.buckets and len(shapes) == len(feeds) else None
-        cut: frozenset[str] = frozenset()
-        if fit is not None and fit.rows != fit.size:
-            verdict = self._verdict(fit, feeds)
-            if verdict.why_not and fit.asked:
-                raise UsageError(f"batches of {fit.rows} cannot be padded to {fit.size}: {verdict.why_not}", "buckets=None")
-            fit, cut = (None, cut) if verdict.why_not else (fit, verdict.cut)
-        request.bucket = None if fit is None else fit.size
         ticket = request.ticket
         try:
+            fit, cut = self._fit(request, feeds, shapes)
             if self._device is not None:
-                found = self._on_device(request, feeds, fit or _exact(shapes, self._settings.graph), names, cut)
+                exact = Fit(shapes, 0, 0, frozenset(), self._held.settings.graph is True, False)
+                found = self._device.run(request, feeds, fit or exact, names, cut)
             else:
                 found = self._on_host(request, feeds, fit, names, cut)
         except HalfconvError:
             raise
         except Exception as error:
-            raise self._failure(error, ticket) from error
+            raise self._held.failure(error, ticket) from error
         if ticket is not None:
             ticket.check()
-        if self._loaded.recording:
-            self._record()
+        if self.loaded.recording:
+            with self._lock:
+                self.loaded.show()
         return found
 
-    def _failure(self, error: Exception, ticket: Ticket | None) -> HalfconvError:
-        """Return halfconv's exception for one of ONNX Runtime's.
+    def _look(self, feeds: Mapping[str, Any]) -> dict[str, Feed]:
+        match(feeds, self.inputs)
+        return {name: look(value, self.inputs[name]) for name, value in feeds.items()}
 
-        Raises:
-            RunStopped: It means that the run was stopped.
-        """
-        if ticket is not None:
-            ticket.check()
-        text = " ".join(str(error).split())[:400]
-        return EnvironmentProblem(f"the run failed on {self._loaded.provider}: {text}", "the same inputs on provider='cpu'")
+    def _fit(self, request: Request, feeds: dict[str, Feed], shapes: Mapping[str, Any]) -> tuple[Fit | None, frozenset[str]]:
+        """Return the request's bucket, and which outputs are to be cut to its batch size; no bucket where that is not right."""
+        fit = self.buckets.fit(shapes) if self.buckets and len(shapes) == len(feeds) else None
+        cut: frozenset[str] = frozenset()
+        if fit is not None and fit.rows != fit.size:
+            verdict = self._verdict(fit, feeds, request.ticket)
+            if verdict.why_not and fit.asked:
+                raise UsageError(f"batches of {fit.rows} cannot be padded to {fit.size}: {verdict.why_not}", "buckets=None")
+            fit, cut = (None, cut) if verdict.why_not else (fit, verdict.cut)
+        request.bucket = None if fit is None else fit.size
+        return fit, cut
 
-    def _record(self) -> None:
-        with self._lock:
-            self._loaded.show()
-
-    # On the CPU, or where ONNX Runtime does the copies
+    # Through ONNX Runtime's plain call
 
     def _on_host(
         self, request: Request, feeds: dict[str, Feed], fit: Fit | None, names: list[str], cut: frozenset[str]
@@ -238,7 +164,7 @@ class Engine:
             arrays = {name: pad(array, fit.size) if name in fit.batched else array for name, array in arrays.items()}
         values = self._raw(arrays, names, request.ticket)
         rows = None if fit is None or fit.rows == fit.size else fit.rows
-        wanted = self._settings.output
+        wanted = self._held.settings.output
         found = {}
         for name, value in values.items():
             array = value[:rows] if rows is not None and name in cut else value
@@ -259,30 +185,29 @@ class Engine:
 
     def _raw(self, arrays: Mapping[str, Any], names: list[str], ticket: Ticket | None) -> dict[str, Any]:
         """Run arrays of the model's own types, BF16 as bits, through ONNX Runtime's plain call."""
-        options = run_options() if ticket is not None or self._loaded.graph else None
-        if ticket is not None:
-            ticket.attach(options)
+        options = options_of(ticket) or (run_options() if self.loaded.graph else None)
 
         def call() -> dict[str, Any]:
-            session = self._loaded.session
+            session = self.loaded.session
             if not self._bits:
                 return dict(zip(names, session.run(names, arrays, options), strict=True))
             import onnxruntime
 
-            make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
-            values = {
-                name: make(array, self.inputs[name].code) if self.inputs[name].element == "bfloat16" else _value(array)
-                for name, array in arrays.items()
-            }
+            make, bits = onnxruntime.OrtValue.ortvalue_from_numpy, onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
+            values = {}
+            for name, array in arrays.items():
+                spec = self.inputs[name]
+                values[name] = bits(array, spec.code) if spec.element == "bfloat16" else make(array)
             return {n: read_value(v) for n, v in zip(names, session.run_with_ort_values(names, values, options), strict=True)}
 
-        if self._loaded.provider == "cpu":
+        if self._held.provider == "cpu":
             return call()
-        if self._lane is not None:
-            return self._lane.call(lambda: _gated(call), ticket)
-        return _gated(call)
+        if self._device is not None:
+            return self._device.call(call, ticket)
+        with GATE.shared():
+            return call()
 
-    def _verdict(self, fit: Fit, feeds: dict[str, Feed]) -> Verdict:
+    def _verdict(self, fit: Fit, feeds: dict[str, Feed], ticket: Ticket | None) -> Verdict:
         """Return whether a bucket may be padded; checked with its first request."""
         key = shapes_key(fit.shapes)
         with self._lock:
@@ -291,202 +216,56 @@ class Engine:
             return known
         arrays = self._cast(feeds)
         names = list(self.outputs)
-        alone = self._raw(arrays, names, None)
+        alone = self._raw(arrays, names, ticket)
         filled = {fill: {n: pad(a, fit.size, fill) if n in fit.batched else a for n, a in arrays.items()} for fill in (None, 0)}
-        padded = self._raw(filled[None], names, None)
+        padded = self._raw(filled[None], names, ticket)
         zeros = None
         with contextlib.suppress(Exception):  # a model need not take zeros
-            zeros = self._raw(filled[0], names, None)
-        verdict = judge(self.outputs, fit, alone, padded, zeros, self._profile.tolerance.get("rel_l2"))
+            zeros = self._raw(filled[0], names, ticket)
+        if ticket is not None:
+            ticket.check()
+        verdict = judge(self.outputs, fit, alone, padded, zeros, self._allowed)
         with self._lock:
             self._verdicts[key] = verdict
             if verdict.why_not:
                 self.notes.append(f"batches are not padded to {fit.size}: {verdict.why_not}")
         return verdict
 
-    # On a device
+    # Buffers that the caller fills
 
-    def _on_device(
-        self, request: Request, feeds: dict[str, Feed], fit: Fit, names: list[str], cut: frozenset[str]
-    ) -> dict[str, Any]:
-        for name, feed in feeds.items():
-            if feed.array is None and feed.spec.on_host and self._loaded.provider != "cpu":
-                feeds[name] = look(foreign.to_host(feed.given, name), feed.spec)
-        rows = None if fit.rows == fit.size else fit.rows
-        lane = self._lane
-        if lane is not None:
-            done, found = lane.call(lambda: self._through(request, feeds, fit, names, cut, rows), request.ticket)
-            if done:
-                return found
-        while True:
-            bound = self._bound(fit)
-            with turn(bound.lock, request.ticket), GATE.shared():
-                if not bound.closed:  # as others' shapes may have taken its place meanwhile
-                    return self._bound_run(bound, request, feeds, names, cut, rows)
+    def bind(self, feeds: Mapping[str, Any]) -> Bound:
+        """Bind buffers of the caller's own, and run once on what is given.
 
-    def _bound_run(
-        self, bound: Bound, request: Request, feeds: dict[str, Feed], names: list[str], cut: frozenset[str], rows: int | None
-    ) -> dict[str, Any]:
-        """Run through buffers, without a graph."""
-        self._drain(request.to)
-        kept = bound.fill(feeds)
-        values = bound.run(names, self._options(request.ticket))
-        del kept
-        return bound.read(values, rows, cut, request.to, self._settings.output)
-
-    def _drain(self, to: str) -> None:
-        """Wait for what other libraries do with outputs of runs before this one."""
-        if to in ("torch", "cupy"):
-            self._handed.add(to)
-        if self._handed and self._loaded.provider != "cpu":
-            foreign.drain(self._handed, self._settings.wishes.device)
-
-    def _through(
-        self, request: Request, feeds: dict[str, Feed], fit: Fit, names: list[str], cut: frozenset[str], rows: int | None
-    ) -> tuple[bool, dict[str, Any]]:
-        """Run on the lane, through a graph where there is one; False if graphs turn out to be impossible, and are now off."""
-        if self._lane is None:  # a run before this one found that out
-            return False, {}
-        bound = self._bound(fit)
-        with GATE.shared():
-            if bound.graph is None or self._loaded.recording or (GATE.loading and not bound.ready):
-                return True, self._bound_run(bound, request, feeds, names, cut, rows)
-            self._drain(request.to)
-            bound.fill(feeds)
-            request.graph = True
-            if bound.ready:
-                values = bound.replay(names, self._options(request.ticket, bound.graph))
-                return True, bound.read(values, rows, cut, request.to, self._settings.output)
-            bound.learn()
-        try:
-            with GATE.exclusive():
-                values = bound.replay(names)
-        except Exception as error:
-            request.graph = False
-            self._without_graphs(" ".join(str(error).split())[:300])
-            return False, {}
-        with GATE.shared():
-            return True, bound.read(values, rows, cut, request.to, self._settings.output)
-
-    def _without_graphs(self, why: str) -> None:
-        """Load the model again without CUDA graphs: a capture that failed leaves ONNX Runtime's session unusable."""
+        Raises:
+            InputError: The inputs do not fit.
+            UsageError: The model has inputs or outputs that are no tensors of numbers.
+        """
+        looked = self._look(feeds)
+        if not self._held.tensors:
+            raise UsageError("the model has inputs or outputs that are no tensors of numbers", "run(), which takes them")
         with self._lock:
-            bounds, self._bounds = list(self._bounds.values()), OrderedDict()
-        for bound in bounds:
-            with contextlib.suppress(Exception):
-                bound.close()
-        self._loaded.close()
-        self._loaded = load(self._source, replace(self._settings.wishes, graph=False, choices=(self._loaded.provider,)))
-        with self._lock:  # only now: whoever waits for the lane finds a model
-            self._retired, self._lane, self._why_none = self._lane, None, why
-            self.notes.append(f"no CUDA graphs: the capture failed: {why}")
+            self._binder = self._binder or self._device or OnDevice(self._held, Host())
+        return self._binder.bind(looked)
 
-    def _bound(self, fit: Fit) -> Bound:
-        """Return the buffers of some shapes; made on first use, where the shapes used longest ago lose theirs."""
-        key = shapes_key(fit.shapes)
-        with self._lock:
-            bound = self._bounds.get(key)
-            if bound is not None:
-                self._bounds.move_to_end(key)
-                return bound
-            graph = None
-            if fit.graph and self._lane is not None and not self._reads_host(fit):
-                if self._graphs < self._settings.cache:
-                    self._graphs += 1
-                    graph = self._graphs
-                elif self._graphs == self._settings.cache:
-                    self._graphs += 1
-                    self.notes.append(f"{self._settings.cache} CUDA graphs are captured (cache=); further shapes run without one")
-            assert self._device is not None
-            with GATE.shared():
-                bound = Bound(self._loaded.session, self.inputs, self.outputs, self._device, fit.shapes, graph)
-            self._bounds[key] = bound
-            plain = [k for k, b in self._bounds.items() if b.graph is None and not b.lock.locked() and k != key]
-            dropped = [self._bounds.pop(old) for old in plain[: max(0, len(plain) + 1 - self._settings.cache)]]
-        for old_bound in dropped:
-            with old_bound.lock, GATE.shared():
-                old_bound.close()
-        return bound
+    def run_bound(self, bound: Bound, ticket: Ticket | None) -> None:
+        """Run on buffers that the caller filled.
 
-    def _reads_host(self, fit: Fit) -> bool:
-        """Say whether an input that is given lies in the CPU's memory: a graph would go on with what it was at the capture."""
-        return self._loaded.provider != "cpu" and any(self.inputs[name].on_host for name in fit.shapes)
+        Raises:
+            RunStopped: It was stopped.
+            EnvironmentProblem: ONNX Runtime failed.
+        """
+        assert self._binder is not None
+        self._binder.run_bound(bound, ticket)
 
-    def follow(self, other: Engine) -> None:
-        """Take over from another engine: if many threads call that one, they will call this one."""
-        if self._lane is not None and other._lane is not None:
-            self._lane.threaded = other._lane.threaded
-
-    @staticmethod
-    def _options(ticket: Ticket | None, graph: int = -1) -> Any:
-        if ticket is None:
-            return None
-        options = run_options(graph)
-        ticket.attach(options)
-        return options
+    def unbind(self, bound: Bound) -> None:
+        """Free buffers of the caller's own."""
+        assert self._binder is not None
+        self._binder.unbind(bound)
 
     def close(self) -> None:
         """Release the model and all buffers."""
-        with self._lock:
-            bounds, self._bounds = list(self._bounds.values()), OrderedDict()
-
-        def free() -> None:
-            with GATE.shared():
-                for bound in bounds:
-                    bound.close()
-
-        if self._lane is not None:
-            self._lane.call(free, None)
-            self._lane.close()
-        else:
-            free()
-        if self._retired is not None:
-            self._retired.close()
-        self._loaded.close()
         if self._device is not None:
             self._device.close()
-
-    def __del__(self) -> None:
-        """In a process that `os.fork` made, keep ONNX Runtime's session: its end would wait for threads that were not copied."""
-        loaded = getattr(self, "_loaded", None)
-        if loaded is not None and os.getpid() != self._pid:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded))
-
-
-def _gated(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    with GATE.shared():
-        return call()
-
-
-def _value(array: Any) -> Any:
-    import onnxruntime
-
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-def _exact(shapes: Mapping[str, tuple[int, ...]], graph: bool | None) -> Fit:
-    """Return the bucket of a request that fits into none: its own shapes."""
-    return Fit(shapes, 0, 0, frozenset(), graph is True, False)
-
-
-def _specs(session: Any) -> tuple[dict[str, Spec], dict[str, Spec]]:
-    def host(infos: Sequence[Any], count: int) -> list[bool]:
-        return (
-            [info.name.startswith("Cpu") or "pinned" in info.name.lower() for info in infos]
-            if len(infos) == count
-            else [True] * count
-        )
-
-    given, results = session.get_inputs(), session.get_outputs()
-    places = (
-        host(session.get_input_memory_infos(), len(given)) if hasattr(session, "get_input_memory_infos") else [False] * len(given)
-    )
-    ends = (
-        host(session.get_output_memory_infos(), len(results))
-        if hasattr(session, "get_output_memory_infos")
-        else [False] * len(results)
-    )
-    inputs = {a.name: spec_of(a, needed=True, on_host=where) for a, where in zip(given, places, strict=True)}
-    for argument in session.get_overridable_initializers():
-        inputs.setdefault(argument.name, spec_of(argument, needed=False, on_host=True))
-    return inputs, {a.name: spec_of(a, needed=True, on_host=where) for a, where in zip(results, ends, strict=True)}
+        self._held.close()
+        if self._device is not None:
+            self._device.release()

@@ -74,7 +74,8 @@ def drain(libraries: Iterable[str], index: int) -> None:
     """Wait for libraries that got outputs on a device: what they read there may be memory that ONNX Runtime uses again."""
     for library in libraries:
         if library == "torch":
-            sys.modules["torch"].cuda.current_stream(index).synchronize()
+            if sys.modules["torch"].cuda.is_initialized():
+                sys.modules["torch"].cuda.current_stream(index).synchronize()
         elif library == "cupy":
             sys.modules["cupy"].cuda.get_current_stream().synchronize()
 
@@ -128,14 +129,32 @@ def _value(value: Any, name: str) -> Any:
 
 
 def share(value: Any, to: str) -> Any:
-    """Return an OrtValue as another library's array of the same memory."""
+    """Return an OrtValue as another library's array of the same memory.
+
+    Raises:
+        UsageError: This ONNX Runtime has no DLPack, and the memory is not a GPU's.
+    """
     if to == "ort":
         return value
     module = sys.modules[to]
     if hasattr(value, "__dlpack__"):
         return module.from_dlpack(value)
-    capsule = value._ortvalue.to_dlpack()  # ONNX Runtime before 1.2x has it only there
-    return module.utils.dlpack.from_dlpack(capsule) if to == "torch" else module.from_dlpack(capsule)
+    if value.device_name() != "cuda":
+        raise UsageError(f"to={to!r} needs an ONNX Runtime with DLPack here", "to='numpy', or a newer ONNX Runtime")
+    array = module.as_tensor(_Interface(value), device="cuda") if to == "torch" else module.asarray(_Interface(value))
+    return array.view(module.bfloat16) if to == "torch" and "bfloat16" in value.data_type() else array
+
+
+class _Interface:
+    """The memory of an OrtValue as older libraries exchange it; BF16, which they do not know, as int16."""
+
+    def __init__(self, value: Any):
+        self._value = value
+        inner = str(value.data_type())[len("tensor(") : -1]
+        kind = np.dtype(np.int16 if inner == "bfloat16" else ELEMENTS[inner][0])
+        self.__cuda_array_interface__ = {
+            "shape": tuple(value.shape()), "typestr": kind.str, "data": (value.data_ptr(), False), "version": 2
+        }  # fmt: skip
 
 
 def from_device(value: Any, spec: Spec, to: str, rows: int | None, wanted: str | None, fresh: bool) -> Any:
@@ -155,8 +174,10 @@ def from_device(value: Any, spec: Spec, to: str, rows: int | None, wanted: str |
     if to == "ort":
         if rows is not None or wanted not in (None, spec.element) or not fresh:
             raise UsageError("to='ort' gives the model's own buffers: no other type, no padded batch, no CUDA graph", "to='torch'")
+        if not hasattr(type(value), "from_dlpack"):  # then it is the binding's, and gone with the next run
+            raise UsageError("to='ort' needs ONNX Runtime 1.27 or newer on a device", "to='torch', or a newer ONNX Runtime")
         return value
-    array = share(value, to)
+    array, fresh = share(value, to), fresh and hasattr(value, "__dlpack__")  # which keeps the memory
     if spec.element == "bool" and "bool" not in str(array.dtype):  # DLPack had no bool once
         array = array.view(sys.modules[to].bool if to == "torch" else bool)
     array = array if rows is None else array[:rows]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import EnvironmentProblem, InputError, UsageError
+from ..errors import EnvironmentProblem, InputError
 from .device import GATE
 from .placement import Placement, assigned, measured
 from .settings import CUDA, LEVELS, PROVIDERS, TENSORRT
@@ -22,6 +22,10 @@ __all__ = ["Loaded", "Wishes", "load"]
 _BAD_MODEL = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoModel", "NoSuchFile", "ModelLoaded")
 #: What its message says when a session cannot use CUDA graphs.
 _NO_GRAPH = ("graph capture", "cuda graph", "cudagraph")
+#: When it does not know an option of a provider.
+_OPTION = "provider option"
+#: When the device is at fault, not the model.
+_DEVICE = ("cuda failure", "cuda error", "cudnn", "invalid device", "device_id")
 #: And when nodes would run on the CPU although that was forbidden.
 _ON_CPU = "fallback to CPU EP has been explicitly disabled"
 
@@ -92,7 +96,8 @@ class Loaded:
     def close(self) -> None:
         """Release ONNX Runtime's session."""
         self.show()
-        self.session = None
+        with GATE.load() if self.provider != "cpu" else contextlib.nullcontext():
+            self.session = None
 
 
 def load(source: str | bytes, wishes: Wishes) -> Loaded:
@@ -108,7 +113,6 @@ def load(source: str | bytes, wishes: Wishes) -> Loaded:
     Raises:
         InputError: The model cannot be read.
         EnvironmentProblem: No provider that was asked for works.
-        UsageError: An option of a provider is wrong.
     """
     notes: list[str] = []
     for choice in wishes.choices[:-1]:
@@ -188,6 +192,10 @@ def _create(
                     graph = False
                     notes.append(f"no CUDA graphs: {text[:300]}")
                     continue
+                if wishes.options and _OPTION in text.lower():
+                    wishes = replace(wishes, options=None)
+                    notes.append(f"the profile's provider options are left out, as this ONNX Runtime refuses them: {text[:300]}")
+                    continue
                 first = first or error
                 break
             if level != wishes.level:
@@ -205,9 +213,12 @@ def _failure(error: Exception, names: tuple[str, ...]) -> Exception:
         return EnvironmentProblem(
             f"{names[0]} has no kernel for a node of the model: {text}", "another provider, or a newer ONNX Runtime"
         )
-    if "provider option" in text.lower() or "provider_options" in text.lower():
-        return UsageError(f"an option of {names[0]} is wrong: {text}", "another value")
-    if kind in _BAD_MODEL or names[0] == PROVIDERS["cpu"][0]:
+    on_cpu = names[0] == PROVIDERS["cpu"][0]
+    if not on_cpu and any(word in text.lower() for word in _DEVICE):
+        return EnvironmentProblem(
+            f"{names[0]} cannot use the device: {text}", "another device_id, provider='cpu', or halfconv doctor"
+        )
+    if kind in _BAD_MODEL or on_cpu:
         return InputError(f"ONNX Runtime cannot load the model: {text}", "halfconv inspect, which says what is wrong with it")
     return EnvironmentProblem(f"{names[0]} cannot load the model: {text}", "provider='cpu', or halfconv doctor")
 

@@ -10,6 +10,8 @@ import asyncio
 import os
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,17 +20,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
-from ..errors import EnvironmentProblem, InputError, UsageError
+from ..errors import InputError, UsageError
 from . import foreign
-from .arrays import FLOATS, Spec, float_type
+from .arrays import float_type
+from .binding import Bound
+from .buffers import Buffers
 from .deadline import Ticket, Watchdog
-from .engine import Engine, GraphState, Request, Settings
+from .engine import Engine
+from .held import Request, Settings
 from .hooks import Hook, RunRecord, hooks_of, tell
 from .loading import Wishes
+from .on_device import GraphState
 from .placement import Placement
 from .settings import PROVIDERS, Profile, find_profile
+from .surface import check_surface, known_shapes, made_up
 
 __all__ = ["RunFuture", "Session"]
 
@@ -118,6 +123,8 @@ class Session:
         self._watchdog = Watchdog()
         self._executor: ThreadPoolExecutor | None = None
         self._closed = False
+        self._buffers: weakref.WeakSet[Buffers] = weakref.WeakSet()
+        self._dropped: deque[tuple[Engine, Bound]] = deque()
         self._engine = self._load(model, profile)
         self._users[self._engine] = 0
 
@@ -227,8 +234,7 @@ class Session:
         request = Request(feeds, outputs, foreign.checked(to), Ticket(timeout))
         assert request.ticket is not None
         future = RunFuture(request.ticket)
-        lease = self._lease()
-        engine = lease.__enter__()
+        engine = self._take()
 
         def work() -> None:
             try:
@@ -239,7 +245,7 @@ class Session:
                 except BaseException as error:
                     future.set_exception(error)
             finally:
-                lease.__exit__(None, None, None)
+                self._give_back(engine)
 
         try:
             with self._lock:
@@ -247,7 +253,7 @@ class Session:
                     self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="halfconv-run")
                 self._executor.submit(work)
         except BaseException:
-            lease.__exit__(None, None, None)
+            self._give_back(engine)
             raise
         return future
 
@@ -279,6 +285,9 @@ class Session:
     def warmup(self, shapes: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
         """Run the model once for each set of shapes, so that buffers, graphs and the placement are there before the first request.
 
+        While a graph is captured, CUDA forbids the whole process to allocate device memory: torch, too. Sessions wait for each
+        other; other libraries cannot, so warm up before they work, or when they rest.
+
         Args:
             shapes: Input -> dimensions, or an array to use; or several of these. None for the buckets, or the model's own fixed
                 shapes.
@@ -287,27 +296,53 @@ class Session:
             UsageError: No shapes are given, and none are known.
         """
         with self._lease() as engine:
-            given = [shapes] if isinstance(shapes, Mapping) else list(shapes) if shapes is not None else _known(engine)
+            given = [shapes] if isinstance(shapes, Mapping) else list(shapes) if shapes is not None else known_shapes(engine)
             for entry in given:
-                feeds = {name: _made_up(engine.inputs.get(name), value) for name, value in entry.items()}
+                feeds = {name: made_up(engine.inputs.get(name), value) for name, value in entry.items()}
                 for _ in range(2):  # the first run shows the placement, the second captures the graph
                     engine.run(Request(feeds))
 
+    def bind(self, shapes: Mapping[str, Any]) -> Buffers:
+        """Make buffers that the caller fills and reads itself, with DLPack: nothing is copied, and on CUDA a graph is replayed.
+
+        Args:
+            shapes: Input -> dimensions, or an array to begin with.
+
+        Returns:
+            The buffers, on the model's device; close them when they are no longer used.
+
+        Raises:
+            InputError: The shapes do not fit.
+            UsageError: The session is closed, or the model has inputs or outputs that are no tensors of numbers.
+        """
+        engine = self._take()
+        try:
+            bound = engine.bind({name: made_up(engine.inputs.get(name), value) for name, value in shapes.items()})
+        except BaseException:
+            self._give_back(engine)
+            raise
+        buffers = Buffers(engine, bound, self._watchdog, lambda: self._give_back(engine), self._dropped)
+        with self._lock:
+            self._buffers.add(buffers)
+        return buffers
+
     # Lifetime
 
-    @contextmanager
-    def _lease(self) -> Iterator[Engine]:
-        """Use the model that is current, which is not released before."""
-        if os.getpid() != self._pid:
-            raise EnvironmentProblem(
-                f"this session was made in process {self._pid}, and this is a fork of it, which has none of its threads",
-                "make a session in each process, after the fork",
-            )
+    def _take(self) -> Engine:
+        """Return the model that is current, which is not released before it is given back."""
+        self._engine.check_process()
+        if self._dropped:
+            self._sweep()
         with self._lock:
             if self._closed:
                 raise UsageError("the session is closed", "a new Session")
-            engine = self._engine
-            self._users[engine] += 1
+            self._users[self._engine] += 1
+            return self._engine
+
+    @contextmanager
+    def _lease(self) -> Iterator[Engine]:
+        """Take the model, and give it back."""
+        engine = self._take()
         try:
             yield engine
         finally:
@@ -323,6 +358,16 @@ class Session:
             engine.close()
             with self._lock:
                 self._idle.notify_all()
+
+    def _sweep(self) -> None:
+        """Free buffers that were dropped without being closed."""
+        while self._dropped:
+            try:
+                engine, bound = self._dropped.popleft()
+            except IndexError:  # another thread was faster
+                return
+            engine.unbind(bound)
+            self._give_back(engine)
 
     def swap(
         self, model: str | Path | bytes, *, profile: str | Path | bool | None = None, warmup: Mapping[str, Any] | None = None
@@ -341,11 +386,11 @@ class Session:
         with self._lease() as old:
             new = self._load(model, profile)
             try:
-                _same_surface(old, new)
+                check_surface(old, new)
                 new.follow(old)
                 states = [dict(state.inputs) for state in old.graphs] if warmup is None else [dict(warmup)]
                 for shapes in states:
-                    feeds = {name: _made_up(new.inputs.get(name), value) for name, value in shapes.items()}
+                    feeds = {name: made_up(new.inputs.get(name), value) for name, value in shapes.items()}
                     for _ in range(2):
                         new.run(Request(feeds))
             except BaseException:
@@ -365,11 +410,15 @@ class Session:
             return
         with self._lock:
             first, self._closed = not self._closed, True
+            buffers = list(self._buffers)
             unused = first and not self._users[self._engine]
             if unused:
                 del self._users[self._engine]
         if unused:
             self._engine.close()
+        for bound in buffers:
+            bound.close()
+        self._sweep()
         with self._lock:
             while self._users:
                 self._idle.wait()
@@ -385,44 +434,3 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<halfconv.Session on {self.provider}{', closed' if self._closed else ''}>"
-
-
-def _known(engine: Engine) -> list[Mapping[str, Any]]:
-    """Return the shapes that are known without a request.
-
-    Raises:
-        UsageError: There are none.
-    """
-    known: list[Mapping[str, Any]] = list(engine.buckets.shapes())
-    needed = {name: spec for name, spec in engine.inputs.items() if spec.needed}
-    if not known and all(isinstance(dim, int) for spec in needed.values() for dim in spec.shape):
-        known = [{name: spec.shape for name, spec in needed.items()}]
-    if not known:
-        found = ", ".join(f"{name!r}: {spec}" for name, spec in needed.items())
-        raise UsageError(f"the model's shapes vary: {found}", "warmup({input: shape, …})")
-    return known
-
-
-def _made_up(spec: Spec | None, value: Any) -> Any:
-    """Return an array for a shape: floats around zero, integers 0; what is no shape is an array already."""
-    if spec is None or not isinstance(value, (tuple, list)) or not all(isinstance(dim, int) for dim in value):
-        return value
-    if spec.element in FLOATS:
-        return np.random.default_rng(0).standard_normal(value, np.float32)
-    return np.full(value, "", object) if spec.element == "string" else np.zeros(value, spec.storage)
-
-
-def _same_surface(old: Engine, new: Engine) -> None:
-    """Check that callers need not know which of two models answers.
-
-    Raises:
-        InputError: They have other inputs or outputs.
-    """
-    for side in ("inputs", "outputs"):
-        before, after = ({n: str(s) for n, s in getattr(engine, side).items() if s.needed} for engine in (old, new))
-        if before.keys() != after.keys():
-            raise InputError(f"the new model's {side} are {sorted(after)}", f"a model with {sorted(before)}, or a new Session")
-        for name, spec in getattr(old, side).items():
-            other = getattr(new, side).get(name)
-            if spec.needed and (len(other.shape) != len(spec.shape) or (spec.element in FLOATS) != (other.element in FLOATS)):
-                raise InputError(f"the new model's {name!r} is {other}", f"a model with {spec}, or a new Session")

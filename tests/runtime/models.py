@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx
 
-from halfconv.runtime import engine
+from halfconv.runtime import held
 from halfconv.runtime.device import Host
-from halfconv.runtime.engine import Engine, Settings
+from halfconv.runtime.engine import Engine
+from halfconv.runtime.held import Settings
 from halfconv.runtime.loading import Wishes
 from halfconv.runtime.settings import Profile
 
@@ -61,21 +63,20 @@ def endless() -> bytes:
     }""")
 
 
-def on_host(source: bytes, profile: Profile | None = None, **settings: Any) -> Engine:
+def on_host(source: bytes | Path, profile: Profile | None = None, **settings: Any) -> Engine:
     """Return an engine that runs on the CPU as it would on a GPU: through buffers."""
     wishes = settings.pop("wishes", Wishes(("cpu",)))
     return Engine(source, profile or Profile(), Settings(wishes, **settings), device=lambda _: Host())
 
 
-def with_graphs(monkeypatch: Any, source: bytes, **settings: Any) -> Engine:
+def with_graphs(monkeypatch: Any, source: bytes | Path, **settings: Any) -> Engine:
     """Return an engine that believes it has CUDA graphs; the CPU provider takes a graph's number for nothing."""
-    load: Callable[..., Any] = engine.load
+    load: Callable[..., Any] = held.load
 
     def loaded(source: Any, wishes: Wishes) -> Any:
         found = load(source, wishes)
         found.graph = wishes.graph
         return found
 
-    monkeypatch.setattr(engine, "load", loaded)
-    monkeypatch.setattr(Engine, "_no_graph", lambda _: "")
+    monkeypatch.setattr(held, "load", loaded)
     return on_host(source, wishes=Wishes(("cpu",), graph=True), **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -71,8 +72,8 @@ def test_any_float_in_any_container_gives_the_same(
     session = sessions[want]
     value = contained(given_array, how)
     before = given_array.copy()
-    engine = session._engine
-    engine._settings = type(engine._settings)(engine._settings.wishes, output=out)
+    held = session._engine._held
+    held.settings = replace(held.settings, output=out)
     (result,) = session.run({"x": value}).values()
     inside = given_array.astype(FLOATS[want])
     expected = (inside.astype(np.float64) * 2).astype(FLOATS[want])

@@ -119,6 +119,45 @@ def test_torch_tensors_stay_on_the_gpu(graph: bool) -> None:
 
 
 @needs_cuda
+@pytest.mark.parametrize("graph", [False, True])
+def test_cupy_arrays_stay_on_the_gpu(graph: bool) -> None:
+    cupy = pytest.importorskip("cupy")
+    session = halfconv.Session(models.squares(), provider="cuda", cuda_graph=graph)
+    for count in (4, 4, 4, 2, 4):
+        for kind in (np.float16, np.float32):
+            x = cupy.asarray(rows(count)).astype(kind)
+            y = session.run({"x": x}, to="cupy")["y"]
+            assert isinstance(y, cupy.ndarray) and y.dtype == np.float16
+            np.testing.assert_array_equal(y.get(), wanted(x.get()))
+    assert session.run({"x": cupy.ones((3, 4))})["y"].tolist() == [[1.0] * 4] * 3
+
+
+@needs_cuda
+@pytest.mark.parametrize("graph", [None, False])
+def test_buffers_that_torch_fills(graph: bool | None) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    session = halfconv.Session(models.squares(), provider="cuda", buckets=[8], cuda_graph=graph)
+    with session.bind({"x": (8, 4)}) as buffers:
+        assert buffers.graph is (graph is None), session.notes
+        x, y = torch.from_dlpack(buffers.inputs["x"]), torch.from_dlpack(buffers.outputs["y"])
+        assert x.is_cuda and y.is_cuda
+        for value in (1.0, 2.0, 3.0):
+            x.fill_(value)
+            buffers.run()
+            assert y.cpu().tolist() == [[value * value] * 4] * 8
+            np.testing.assert_array_equal(session.run({"x": np.full((5, 4), 7.0)})["y"], np.full((5, 4), 49.0))
+        worker = threading.Thread(target=lambda: buffers.run(timeout=60))
+        x.fill_(5.0)
+        worker.start()
+        worker.join()
+        assert y.cpu()[0, 0] == 25
+        del x, y
+    session.close()
+
+
+@needs_cuda
 def test_bf16_end_to_end() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     source = models.model("g (bfloat16[n, 4] x) => (bfloat16[n, 4] y) { y = Mul(x, x) }", 22)

@@ -338,7 +338,7 @@ def test_memory_is_flat_over_1000_runs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["plain", "bound"])
 def test_memory_is_flat_over_10000_runs(how: str) -> None:
-    from halfconv.runtime.engine import Request
+    from halfconv.runtime.held import Request
 
     source = models.squares()
     random = np.random.default_rng(0)

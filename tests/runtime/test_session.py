@@ -50,7 +50,8 @@ def test_placement_is_data() -> None:
     session = halfconv.Session(models.squares(), provider="cpu")
     before = session.placement
     assert (before.measured, before.memcpy, before.casts, before.cuda) == (False, None, None, False)
-    assert before.nodes == {"CPUExecutionProvider": 2} and before.on_cpu == {"Mul": 1, "ReduceSum": 1}
+    if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        assert before.nodes == {"CPUExecutionProvider": 2} and before.on_cpu == {"Mul": 1, "ReduceSum": 1}
     session.run({"x": X})
     after = session.placement
     assert (after.measured, after.memcpy, after.cuda) == (True, 0, False)
@@ -101,7 +102,7 @@ def test_auto_says_why_it_is_not_cuda() -> None:
 def test_cuda_that_does_not_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `get_available_providers` lists may still be missing in the session: a library that CUDA needs, say."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("noise"))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("noise"), raising=False)
     made = loading._session
     from halfconv.runtime import providers
 
@@ -131,6 +132,50 @@ def test_a_level_that_fails_is_left_with_a_note(monkeypatch: pytest.MonkeyPatch)
     assert any("loaded at ORT_ENABLE_BASIC: at ORT_ENABLE_ALL ONNX Runtime failed: LayerNormFusion" in n for n in session.notes)
 
 
+def test_options_that_this_runtime_does_not_know_are_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loading._session
+
+    def failing(ort: Any, source: Any, wishes: loading.Wishes, *rest: Any) -> Any:
+        if wishes.options:
+            raise RuntimeError('Unknown provider option: "sdpa_kernel".')
+        return made(ort, source, wishes, *rest)
+
+    monkeypatch.setattr(loading, "_session", failing)
+    loaded = loading.load(models.squares(), loading.Wishes(("cpu",), options={"CUDAExecutionProvider": {"sdpa_kernel": "1"}}))
+    assert loaded.notes == [
+        'the profile\'s provider options are left out, as this ONNX Runtime refuses them: Unknown provider option: "sdpa_kernel".'
+    ]
+
+
+@pytest.mark.parametrize(("text", "kind", "message"), [
+    ("This session cannot use the graph capture feature", None, "no CUDA graphs: This session cannot use the graph capture"),
+    ("CUDA failure 101: invalid device ordinal", EnvironmentProblem, "cannot use the device: CUDA failure 101.*another device_id"),
+    ("graph nodes are assigned to the CPU EP, but fallback to CPU EP has been explicitly disabled by the user.", EnvironmentProblem,
+     "nodes of the model would run on the CPU"),
+    ("out of luck", EnvironmentProblem, "CUDAExecutionProvider cannot load the model: out of luck"),
+])  # fmt: skip
+def test_failures_on_cuda_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, text: str, kind: type[Exception] | None, message: str
+) -> None:
+    made = loading._session
+
+    def failing(ort: Any, source: Any, wishes: loading.Wishes, names: Any, folder: Any) -> Any:
+        if wishes.graph:
+            raise RuntimeError(text)
+        return made(ort, source, wishes, ("CPUExecutionProvider",), folder)
+
+    monkeypatch.setattr(loading, "_session", failing)
+    wishes = loading.Wishes(("cuda",), graph=True)
+    notes: list[str] = []
+    names = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    if kind is None:
+        _, graph = loading._create(onnxruntime, models.squares(), wishes, names, notes, None)
+        assert not graph and notes[0].startswith(message)
+    else:
+        with pytest.raises(kind, match=message):
+            loading._create(onnxruntime, models.squares(), wishes, names, notes, None)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -156,6 +201,12 @@ def test_a_bf16_model_on_the_cpu_says_that_there_is_no_kernel() -> None:
 def test_wrong_options_are_usage_errors(options: dict[str, Any]) -> None:
     with pytest.raises(halfconv.UsageError, match=rf"{next(iter(options))}="):
         halfconv.Session(models.squares(), **options)
+
+
+def test_a_memory_limit_on_the_cpu_is_noted() -> None:
+    assert any(
+        "memory_limit is a GPU's" in note for note in halfconv.Session(models.squares(), provider="cpu", memory_limit=1).notes
+    )
 
 
 def test_threads_reach_the_runtime() -> None:
@@ -261,7 +312,7 @@ print(os.waitpid(child, 0)[1], session.run({{"x": np.ones((1, 4))}})["s"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     told, child, parent = done.stdout.splitlines()
-    assert "this is a fork of it, which has none of its threads; try: make a session in each process" in told
+    assert "made in another process, of which this one is a fork, without its threads; try: make a session in each process" in told
     assert (child, parent) == ("[4.]", "0 [4.]")
 
 
