@@ -220,6 +220,11 @@ def _failure(error: Exception, names: tuple[str, ...]) -> Exception:
         )
     if kind in _BAD_MODEL or on_cpu:
         return InputError(f"ONNX Runtime cannot load the model: {text}", "halfconv inspect, which says what is wrong with it")
+    from .providers import problems
+
+    choice = next(choice for choice, known in PROVIDERS.items() if known[0] == names[0])
+    if problems(choice):  # it is no matter of the model
+        return _unusable(choice, text)
     return EnvironmentProblem(f"{names[0]} cannot load the model: {text}", "provider='cpu', or halfconv doctor")
 
 
@@ -235,6 +240,8 @@ def _session(onnxruntime: Any, source: str | bytes, wishes: Wishes, names: tuple
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if wishes.strict:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if wishes.strict and len(names) > 1:  # ONNX Runtime refuses to be given the CPU that it must not fall back to
+        names = tuple(name for name in names if name != PROVIDERS["cpu"][0])
     providers = [(name, _options(name, wishes)) for name in names]
     return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from . import foreign
-from .arrays import float_type
+from .arrays import Spec, float_type
 from .binding import Bound
 from .buffers import Buffers
 from .deadline import Ticket, Watchdog

@@ -157,6 +157,7 @@ def test_options_that_this_runtime_does_not_know_are_left_out_with_a_note(monkey
 def test_failures_on_cuda_are_told_apart(
     monkeypatch: pytest.MonkeyPatch, text: str, kind: type[Exception] | None, message: str
 ) -> None:
+    monkeypatch.setattr("halfconv.runtime.providers.problems", lambda _: [])
     made = loading._session
 
     def failing(ort: Any, source: Any, wishes: loading.Wishes, names: Any, folder: Any) -> Any:
