@@ -6,11 +6,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import EnvironmentProblem, HalfconvError, UsageError
 from . import foreign
-from .arrays import Feed, cast, chosen, finish, look, match, read_value
+from .arrays import Feed, Spec, cast, chosen, finish, look, match, read_value
 from .binding import Bound, run_options
 from .buckets import Buckets, Fit, Verdict, judge, pad, shapes_key
 from .deadline import Ticket
@@ -21,6 +23,35 @@ from .on_device import GraphState, OnDevice
 from .settings import Profile
 
 __all__ = ["Engine"]
+
+
+#: Signatures of requests whose way is remembered.
+MOST_WAYS = 256
+
+
+class _Way(NamedTuple):
+    """How requests of one signature run: outputs, bucket or own shapes, what is cut, and what their inputs are."""
+
+    names: list[str]
+    fit: Fit | None
+    exact: Fit
+    cut: frozenset[str]
+    batch: int | None
+    specs: Mapping[str, Spec]
+    elements: Mapping[str, str]
+
+
+def _signature(request: Request) -> Any:
+    """Return what decides how a request of plain numpy arrays runs; None for others."""
+    found = []
+    if not isinstance(request.feeds, dict):
+        return None
+    for name, array in request.feeds.items():
+        if type(array) is not np.ndarray or array.dtype.kind not in "fiub":
+            return None
+        found.append((name, array.dtype, array.shape))
+    outputs = request.outputs
+    return tuple(found), outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
 
 
 class Engine:
@@ -51,6 +82,7 @@ class Engine:
         try:
             self.buckets = Buckets(self.inputs, profile.buckets if on_device else (), settings.buckets, settings.graph)
             self._allowed = profile.tolerance.get("rel_l2")
+            self._ways: dict[Any, _Way] = {}
             self._verdicts: dict[Any, Verdict] = {}
             self._lock = threading.Lock()
             self._device = self._open(device or Cuda) if on_device else None
@@ -114,19 +146,23 @@ class Engine:
             EnvironmentProblem: ONNX Runtime failed.
             UsageError: The batch is to be padded, and its rows depend on each other.
         """
-        feeds = self._look(request.feeds)
-        names = chosen(request.outputs, self.outputs)
-        shapes = {name: feed.shape for name, feed in feeds.items() if feed.spec.storage is not None}
-        first = next(iter(shapes.values()), ())
-        request.batch = first[0] if first else None
         ticket = request.ticket
         try:
-            fit, cut = self._fit(request, feeds, shapes)
-            if self._device is not None:
-                exact = Fit(shapes, 0, 0, frozenset(), self._held.settings.graph is True, False)
-                found = self._device.run(request, feeds, fit or exact, names, cut)
+            signature = _signature(request)
+            way = None if signature is None else self._ways.get(signature)
+            if way is None:
+                feeds, way = self._find_way(request)
+                if signature is not None and all(feed.array is request.feeds[name] for name, feed in feeds.items()):
+                    if len(self._ways) >= MOST_WAYS:
+                        self._ways.clear()
+                    self._ways[signature] = way
             else:
-                found = self._on_host(request, feeds, fit, names, cut)
+                feeds = {n: Feed(way.specs[n], array, way.elements[n], array.shape) for n, array in request.feeds.items()}
+            request.batch, request.bucket = way.batch, None if way.fit is None else way.fit.size
+            if self._device is not None:
+                found = self._device.run(request, feeds, way.fit or way.exact, way.names, way.cut)
+            else:
+                found = self._on_host(request, feeds, way.fit, way.names, way.cut)
         except HalfconvError:
             raise
         except Exception as error:
@@ -138,20 +174,32 @@ class Engine:
                 self.loaded.show()
         return found
 
+    def _find_way(self, request: Request) -> tuple[dict[str, Feed], _Way]:
+        """Look at a request, and find out how to run it."""
+        feeds = self._look(request.feeds)
+        names = chosen(request.outputs, self.outputs)
+        shapes = {name: feed.shape for name, feed in feeds.items() if feed.spec.storage is not None}
+        first = next(iter(shapes.values()), ())
+        fit, cut = self._fit(feeds, shapes, request.ticket)
+        exact = Fit(shapes, 0, 0, frozenset(), self._held.settings.graph is True, False)
+        specs, elements = ({n: getattr(feed, part) for n, feed in feeds.items()} for part in ("spec", "element"))
+        return feeds, _Way(names, fit, exact, cut, first[0] if first else None, specs, elements)
+
     def _look(self, feeds: Mapping[str, Any]) -> dict[str, Feed]:
         match(feeds, self.inputs)
         return {name: look(value, self.inputs[name]) for name, value in feeds.items()}
 
-    def _fit(self, request: Request, feeds: dict[str, Feed], shapes: Mapping[str, Any]) -> tuple[Fit | None, frozenset[str]]:
+    def _fit(
+        self, feeds: dict[str, Feed], shapes: Mapping[str, Any], ticket: Ticket | None
+    ) -> tuple[Fit | None, frozenset[str]]:  # fmt: skip
         """Return the request's bucket, and which outputs are to be cut to its batch size; no bucket where that is not right."""
         fit = self.buckets.fit(shapes) if self.buckets and len(shapes) == len(feeds) else None
         cut: frozenset[str] = frozenset()
         if fit is not None and fit.rows != fit.size:
-            verdict = self._verdict(fit, feeds, request.ticket)
+            verdict = self._verdict(fit, feeds, ticket)
             if verdict.why_not and fit.asked:
                 raise UsageError(f"batches of {fit.rows} cannot be padded to {fit.size}: {verdict.why_not}", "buckets=None")
             fit, cut = (None, cut) if verdict.why_not else (fit, verdict.cut)
-        request.bucket = None if fit is None else fit.size
         return fit, cut
 
     # Through ONNX Runtime's plain call
