@@ -192,7 +192,9 @@ def contenders(model: Path, provider: str, batch: int, feeds: Feeds) -> dict[str
             return calls
         if torch.cuda.is_available():
             tensors = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
-            calls["halfconv-torch"] = lambda: mine.run(tensors, to="torch")
+            # A session that has handed out torch tensors waits for torch before each run; one for numpy need not.
+            torchs = Session(model, provider=provider, buckets=[batch], cuda_graph=True)
+            calls["halfconv-torch"] = lambda: torchs.run(tensors, to="torch")
             bound = mine.bind(feeds)
             calls["halfconv-bind"] = lambda: bound.run() and {}
             calls["halfconv-torch-plain"] = lambda: plain.run(tensors, to="torch")
@@ -365,9 +367,10 @@ def run(options: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     for model, batches, dims in options.cases:
         for batch in batches:
-            rows += measure(model, options.provider, batch, dims, 5 if options.quick else 100)
+            rows += measure(model, options.provider, batch, dims, 5 if options.quick else options.rounds)
             write(options.json, facts, rows)  # what is measured stays, if a machine is taken away
-    for model, dims in {model: dims for model, _, dims in reversed(options.cases)}.items():
+    stressed = {model: dims for model, _, dims in reversed(options.cases)} if options.seconds else {}
+    for model, dims in stressed.items():
         rows += stress(model, options.provider, dims, 2 if options.quick else options.seconds, 500 if options.quick else 10_000)
         write(options.json, facts, rows)
     return int(any(row.get("different") or row.get("errors") for row in rows))
@@ -393,7 +396,8 @@ def main() -> int:
     measured.add_argument("json", type=Path)
     measured.add_argument("cases", type=case_of, nargs="+", metavar="CASE")
     measured.add_argument("--provider", default="cuda", choices=("cpu", "cuda"))
-    measured.add_argument("--seconds", type=float, default=20.0, help="of 16 threads")
+    measured.add_argument("--seconds", type=float, default=20.0, help="of 16 threads, and of a pool; 0 for neither")
+    measured.add_argument("--rounds", type=int, default=100, help="of 10 calls each")
     measured.add_argument("--quick", action="store_true", help="few calls, to try it")
     options = parser.parse_args()
     if options.step == "prepare":
