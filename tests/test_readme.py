@@ -226,6 +226,33 @@ def make_fidelity() -> str:
     return "\n".join(lines)
 
 
+def make_session() -> str:
+    content = json.loads((RESULTS.parent / "session_h200.json").read_text("utf-8"))
+    found = {(e["case"], e["batch"], e["who"]): e["p50_ms"] for e in content["rows"] if "p50_ms" in e}
+    who = {
+        "session-run": "`InferenceSession.run`", "binding-loop": "binding loop", "binding-loop+graph": "loop with CUDA graph",
+        "halfconv": "`Session.run`", "binding-device+graph": "graph, no copies", "halfconv-bind": "`Session.bind`",
+    }  # fmt: skip
+    lines = [row("model", "batch", *who.values()), "|---|---|" + "---|" * len(who)]
+    for case, batch in dict.fromkeys((case, batch) for case, batch, _ in found):
+        name = re.sub(r"\.fp16|DynamicDimension\.", "", case).replace(" 1=", " ").replace(" 2=", " x ")
+        lines.append(row(f"`{name}`", batch, *(f"{found[case, batch, one]:.3f}" for one in who)))
+    stress = {e["case"].partition(": ")[2]: [] for e in content["rows"] if "p50_ms" not in e}
+    for entry in content["rows"]:
+        if "p50_ms" not in entry:
+            stress[entry["case"].partition(": ")[2]].append(entry)
+    threads, memory = stress["16 threads"], stress["memory"]
+    host, device = (max(entry[f"{where}_growth_mb"] for entry in memory) for where in ("host", "device"))
+    lines += [
+        "",
+        f"(Median ms; {content['machine']['card']}, onnxruntime-gpu {content['versions']['onnxruntime']}, {content['date'][:10]};",
+        f"`bench/session.py`. 16 threads on one session made {sum(e['calls'] for e in threads):,} runs of which",
+        f"{sum(e['different'] for e in threads)} differed from serial ones; over {memory[0]['calls']:,} runs memory grew by",
+        f"{host:g} MB on the host and {device:g} MB on the GPU.)",
+    ]
+    return "\n".join(lines)
+
+
 def make_unmodelled() -> str:
     from halfconv.drift.kernels import UNMODELLED
 
@@ -249,6 +276,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "tuned_gpu": make_tuned_gpu,
     "repair": make_repair,
     "fidelity": make_fidelity,
+    "session": make_session,
     "unmodelled": make_unmodelled,
 }
 
