@@ -100,14 +100,17 @@ def plan_model(
         source = load(model, allow_links)
     half_inputs, half_outputs = half_borders(source, half_io, keep_io)
     with clock.stage("prepare"):
-        prepared = prepare(source.model, label=str(source.path), fuse=fuse)
+        prepared = prepare(source.model, label=str(source.path), fuse=fuse, target=target, to=dtype)
         untouched = converted_before(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs
         decided: list[Decision] = []
         if given is not None:
-            names, raised = raise_for(source.model, given.structure_sha256, FORMATS[to], prepared, str(source.path), fuse=fuse), 0
+            names = raise_for(
+                source.model, given.structure_sha256, FORMATS[to], prepared, str(source.path), fuse=fuse, target=target
+            )
+            raised = 0
         else:
             names, decided, raised = decide(
-                source.model, rules, FORMATS[to], prepared, label=str(source.path), fuse=fuse,
+                source.model, rules, FORMATS[to], prepared, label=str(source.path), fuse=fuse, target=target,
                 half_io=bool(half_inputs | half_outputs), raising=raising and not untouched,
             )  # fmt: skip
         groups = TypeGroups.of(source.model, names, dtype)

@@ -13,10 +13,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.errors import InputError, UnsupportedModel
-from halfconv.graph.fuse import CancelRootPass, PoolMeanPass
+from halfconv.graph.fusions import fusions_for
 from halfconv.graph.lift import LiftClipPass
-from halfconv.graph.names import subgraphs, values_of
-from halfconv.graph.norms import FuseLayerNormPass, FuseRmsNormPass
+from halfconv.graph.names import Names, subgraphs, values_of
 from halfconv.graph.schema import signature
 from halfconv.graph.typegroups import is_weight
 from halfconv.graph.validate import check_functions, check_nodes
@@ -26,11 +25,27 @@ __all__ = [
     "InferTypesPass",
     "InputConstantsPass",
     "Prepared",
+    "Refusal",
     "ShareWeightsPass",
     "UniqueNamesPass",
     "prepare",
     "sweep",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A fusion that was not made.
+
+    Attributes:
+        fusion: Its name.
+        node: Id of the node where it began to match.
+        reason: Why not.
+    """
+
+    fusion: str
+    node: str
+    reason: str
 
 
 @dataclass(slots=True)
@@ -40,25 +55,36 @@ class Prepared:
     Attributes:
         notes: Sentences for the report.
         fusions: Fused operator -> how many were made.
+        examples: Fused operator -> id of the first node made.
+        refused: Fusions that were not made.
     """
 
     notes: list[str] = field(default_factory=list)
     fusions: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
 
     def add(self, later: Prepared) -> None:
-        """Add what a second preparation did."""
+        """Add what a second preparation did, which looks at the whole model again."""
         self.notes += later.notes
         for name, count in later.fusions.items():
             self.fusions[name] = self.fusions.get(name, 0) + count
+        self.examples = later.examples | self.examples
+        self.refused = later.refused
 
 
-def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> Prepared:
+def prepare(
+    model: ir.Model, *, label: str = "the model", fuse: bool = True, target: str = "portable",
+    to: ir.DataType = ir.DataType.FLOAT16,
+) -> Prepared:  # fmt: skip
     """Prepare a model in place.
 
     Args:
         model: A loaded model.
         label: What messages call it.
-        fuse: Whether decomposed norms become one operator.
+        fuse: Whether groups of operators become one, see `halfconv.graph.fusions`.
+        target: The kind of hardware, which decides which.
+        to: The half-precision type that the result must have kernels for.
 
     Raises:
         InputError: The graph has a cycle.
@@ -98,26 +124,32 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
     InferTypesPass()(model)
     LiftClipPass()(model)
     if fuse:
-        cancelled = CancelRootPass()
-        cancelled(model)
-        if cancelled.count:
-            done.fusions["Sqrt, Pow"] = cancelled.count
-            sweep(model)
-        fused = FuseLayerNormPass()
-        fused(model)
-        if fused.count:
-            done.fusions["LayerNormalization"] = fused.count
-            sweep(model)
-        root_mean_square = FuseRmsNormPass()
-        root_mean_square(model)
-        if root_mean_square.count:
-            done.fusions["RMSNormalization"] = root_mean_square.count
-            sweep(model)
-        pooled = PoolMeanPass()
-        pooled(model)
-        if pooled.count:
-            done.fusions["GlobalAveragePool"] = pooled.count
+        _fuse(model, done, target, to)
     return done
+
+
+def _fuse(model: ir.Model, done: Prepared, target: str, to: ir.DataType) -> None:
+    """Apply the fusions of a target, and write down what they did."""
+    made: dict[str, list[ir.Node]] = {}
+    refused: list[tuple[str, ir.Node, str]] = []
+    for fusion, fuse in fusions_for(target, to):
+        if fuse(model).modified:
+            sweep(model)
+        if fuse.count:
+            done.fusions[fusion.name] = done.fusions.get(fusion.name, 0) + fuse.count
+        made.setdefault(fusion.name, []).extend(fuse.made)
+        refused += [(fusion.name, node, reason) for node, reason in fuse.refused]
+    names = Names.of(model)
+    for name, nodes in made.items():
+        # What another fusion took up does not count any more.
+        left = [node for node in nodes if node.graph is not None]
+        if lost := len(nodes) - len(left):
+            done.fusions[name] -= lost
+        if not done.fusions.get(name, 1):
+            del done.fusions[name]
+        if left:
+            done.examples[name] = names.node[left[0]]
+    done.refused = [Refusal(name, names.node[node], reason) for name, node, reason in refused if node in names.node]
 
 
 def _check_operators(model: ir.Model, label: str) -> None:

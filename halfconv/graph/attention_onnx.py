@@ -1,0 +1,143 @@
+"""Fuse attention further: ONNX's own operator into ONNX Runtime's, and the projections before it into one product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from halfconv.graph.attention_masks import LOWEST, mask_of
+from halfconv.graph.fuse import is_op, only_reader
+from halfconv.graph.heads import TO_HEADS, Heads, flat_rows, heads_of
+from halfconv.graph.rules import MS, Outcome, Rewriter
+from halfconv.graph.typegroups import is_float, is_weight
+
+__all__ = ["onnx_attention", "packed_attention"]
+
+
+def onnx_attention(node: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Turn ONNX's Attention into MultiHeadAttention, which is faster on CUDA."""
+    if node.domain:
+        return None
+    given = [node.inputs[index] if index < len(node.inputs) else None for index in range(6)]
+    if given[4] is not None or given[5] is not None or len([output for output in node.outputs if output.name]) > 1:
+        return "it has a cache of keys and values, or gives more than the answer"
+    if node.attributes.get_float("softcap", 0.0):
+        return "its scores are capped, which MultiHeadAttention does not do"
+    query, key, value, mask = given[:4]
+    if query is None or key is None or value is None or not is_float(query):
+        return None
+    rows = {part.shape.rank() for part in (query, key, value) if part.shape is not None}
+    heads, kv_heads = node.attributes.get_int("q_num_heads", 0), node.attributes.get_int("kv_num_heads", 0)
+    parts = [part for value in given[:3] if (part := heads_of(value, rewriter)) is not None] if rows == {4} else []
+    if len(parts) == 3:
+        counts = [part.sizes[1] for part in parts]
+        heads, kv_heads = (count if isinstance(count, int) else 0 for count in counts[:2])
+    if rows not in ({3}, {4}) or not heads or (rows == {4} and len(parts) < 3):
+        return "the number of heads or their size is not known"
+    if heads != kv_heads:
+        return "groups of queries share keys (GroupQueryAttention), which the simulation does not model"
+    causal = bool(node.attributes.get_int("is_causal", 0))
+    lengths = [rewriter.sizes.size(part, 1 if rows == {3} else 2) for part in (query, key)]
+    if causal and lengths[0] != lengths[1]:
+        return "it is causal, and the lengths of queries and keys may differ"
+    if mask is not None and (mask.shape is None or mask.shape.rank() > 4):
+        return "the rank of its mask is not known"
+    return lambda: _converted(node, [query, key, value], parts, mask, heads, causal, rewriter)
+
+
+def _converted(
+    node: ir.Node, given: Sequence[ir.Value], parts: Sequence[Heads], mask: ir.Value | None, heads: int, causal: bool,
+    rewriter: Rewriter,
+) -> ir.Node:  # fmt: skip
+    """Put MultiHeadAttention in the place of ONNX's Attention."""
+    names = ("query", "key", "value")
+    flat = [flat_rows(part, node, name, rewriter) for part, name in zip(parts, names, strict=True)] if parts else list(given)
+    fills = [(mask, True, LOWEST)] if mask is not None and mask.dtype == ir.DataType.BOOL else []
+    bias = mask_of([mask] if mask is not None and not fills else [], fills, False, flat, node, rewriter)
+    attributes: dict[str, ir.Attr | int] = {name: a for name, a in node.attributes.items() if name == "scale"}
+    attributes |= {"num_heads": heads, **({"unidirectional": 1} if causal else {})}
+    inputs = [*flat, *([None, None, bias] if bias is not None else [])]
+    if not parts:
+        return rewriter.replace(node, "MultiHeadAttention", inputs, attributes, domain=MS)
+    wide, rows = parts[2].sizes[3], [parts[0].sizes[0], parts[0].sizes[2]]
+    assert isinstance(wide, int)
+    made = rewriter.add("MultiHeadAttention", inputs, node, "attention", [*rows, heads * wide], attributes, domain=MS)
+    shape = rewriter.constant(np.array([0, 0, heads, wide], np.int64), "heads_shape")
+    split = rewriter.add("Reshape", [made, shape], node, "heads", [*rows, heads, wide])
+    rewriter.replace(node, "Transpose", [split], {"perm": TO_HEADS})
+    found = made.producer()
+    assert found is not None
+    return found
+
+
+def packed_attention(node: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Fuse the projections of queries, keys and values of one input into Attention, which computes them as one product."""
+    if node.domain != MS or len([value for value in node.inputs[:3] if value is not None]) < 3:
+        return None
+    if any(value is not None for index, value in enumerate(node.inputs) if index in (3, 4) or index > 5):
+        return None
+    found = [_projection(value) for value in node.inputs[:3]]
+    if any(part is None for part in found):
+        return "queries, keys and values are not each a product with a weight"
+    parts = [part for part in found if part is not None]
+    sources = {part[0] for part in parts}
+    if len(sources) > 1:
+        return "queries, keys and values are not products of one input"
+    widths = {tuple(part[1].shape) for part in parts if part[1].shape is not None}
+    if len(widths) > 1:
+        return "queries, keys and values differ in size"
+    (source,) = sources
+    return lambda: _pack(node, source, parts, rewriter)
+
+
+_Projection = tuple[ir.Value, ir.Value, ir.Value | None]
+
+
+def _projection(value: ir.Value | None) -> _Projection | None:
+    """Return (input, weight, bias) of x · W + b that one node reads."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or only_reader(value) is None:
+        return None
+    bias = None
+    if is_op(node, "Add", node.graph):
+        bias = next((read for read in node.inputs if read is not None and is_weight(read)), None)
+        inner = next((read for read in node.inputs if read is not bias), None)
+        if bias is None or inner is None or bias.shape is None or bias.shape.rank() != 1 or only_reader(inner) is None:
+            return None
+        node = inner.producer()
+    if node is None or not is_op(node, "MatMul", node.graph):
+        return None
+    source, weight = node.inputs
+    if source is None or weight is None or not is_weight(weight) or weight.shape is None or weight.shape.rank() != 2:
+        return None
+    if source.shape is None or source.shape.rank() != 3 or len(list(weight.uses())) > 1:
+        return None
+    if bias is not None and (bias.shape is None or bias.shape[0] != weight.shape[1]):
+        return None
+    return source, weight, bias
+
+
+def _pack(node: ir.Node, source: ir.Value, parts: list[_Projection], rewriter: Rewriter) -> ir.Node:
+    weights, biases = [part[1] for part in parts], [part[2] for part in parts]
+    tensors = [value.const_value for value in weights]
+    assert weights[0].shape is not None
+    inner, width = weights[0].shape.numpy()
+    label = weights[0].name or node.name or ""
+
+    def joined() -> np.ndarray:
+        return np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None], axis=1)
+
+    weight = rewriter.lazy(joined, (inner, 3 * width), f"{label}_qkv")
+    bias = None
+    if any(value is not None for value in biases):
+        rows = [
+            np.zeros(width, np.float32) if value is None or value.const_value is None else value.const_value.numpy()
+            for value in biases
+        ]
+        bias = rewriter.constant(np.concatenate(rows), f"{label}_qkv_bias")
+    mask = node.inputs[5] if len(node.inputs) > 5 else None
+    attributes = {name: a for name, a in node.attributes.items() if name in ("num_heads", "scale", "unidirectional")}
+    inputs = [source, weight, bias, *([None, None, mask] if mask is not None else [])]
+    return rewriter.replace(node, "Attention", inputs, attributes, domain=MS)
