@@ -47,6 +47,10 @@ class Refusal:
     node: str
     reason: str
 
+    def to_dict(self) -> dict[str, str]:
+        """Return the entry as JSON data."""
+        return {"fusion": self.fusion, "node": self.node, "reason": self.reason}
+
 
 @dataclass(slots=True)
 class Prepared:
