@@ -27,7 +27,7 @@ class Recipe:
     build: Callable[[str], Any]
     samples: Callable[[], list[Sample]]
     axes: tuple[str, ...]
-    opset: int = 17
+    attention: tuple[str, str] = ("eager", "sdpa")
 
 
 def _tokens(*names: str) -> Callable[[], list[Sample]]:
@@ -60,6 +60,28 @@ def _encoder(attention: str, name: str = "Bert", **options: Any) -> Any:
         name, attention, vocab_size=WORDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
         intermediate_size=64, max_position_embeddings=32, **options,
     )  # fmt: skip
+
+
+def _vectors() -> list[Sample]:
+    random = np.random.default_rng(0)
+    return [{"x": random.standard_normal((batch, length, WIDTH)).astype(np.float32)} for batch, length in ((2, 8), (2, 8))]
+
+
+def _torch(attention: str) -> Any:
+    """PyTorch's own encoder layers, whose attention folds heads into the batch."""
+    import torch
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.backends.mha.set_fastpath_enabled(False)  # which neither exporter knows
+            layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, 64, activation="gelu", batch_first=True)
+            self.body = torch.nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+
+        def forward(self, x: Any) -> Any:
+            return (self.body(x),)
+
+    return Encoder()
 
 
 def _vit(attention: str) -> Any:
@@ -99,6 +121,8 @@ def _t5(attention: str) -> Any:
 RECIPES: dict[str, Recipe] = {
     "bert": Recipe(_encoder, _tokens("attention_mask"), ("batch", "sequence")),
     "bert_no_mask": Recipe(_encoder, _tokens(), ("batch", "sequence")),
+    "bert_swapped": Recipe(_encoder, _tokens("attention_mask"), ("batch", "sequence"), ("sdpa", "eager")),
+    "torch": Recipe(_torch, _vectors, ("batch", "sequence")),
     "vit": Recipe(_vit, _images, ("batch",)),
     "convnext": Recipe(_convnext, _images, ("batch",)),
     "resnet": Recipe(_resnet, _images, ("batch",)),
@@ -116,8 +140,26 @@ def make(key: str, folder: Path, *, opset: int | None = None) -> tuple[Path, lis
     recipe = RECIPES[name]
     path, samples = folder / f"{key}{opset or ''}.onnx", recipe.samples()
     if not path.exists():
-        _export(recipe, exporter, path, samples, opset)
+        with warnings.catch_warnings():  # of the exporters, about themselves
+            warnings.simplefilter("ignore")
+            _export(recipe, exporter, path, samples, opset)
     return path, samples
+
+
+def _initialise(module: Any) -> None:
+    """Change what fresh modules have as zeros and ones, which would hide mistakes, and make scores differ."""
+    import torch
+
+    for name, parameter in module.named_parameters():
+        if "layer_scale" in name:
+            parameter.data = 0.5 + torch.rand_like(parameter)
+        elif parameter.dim() == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        elif "embed" not in name:
+            parameter.data *= 5
+    for name, buffer in module.named_buffers():
+        if "running" in name:
+            buffer.data = 0.5 + torch.rand_like(buffer)
 
 
 def _export(recipe: Recipe, exporter: str, path: Path, samples: Sequence[Sample], opset: int | None) -> None:
@@ -125,12 +167,8 @@ def _export(recipe: Recipe, exporter: str, path: Path, samples: Sequence[Sample]
 
     dynamo = exporter == "dynamo"
     torch.manual_seed(0)
-    module = recipe.build("sdpa" if dynamo else "eager").eval()
-    for name, parameter in module.named_parameters():  # what fresh modules have as zeros and ones hides mistakes
-        if parameter.dim() == 1:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        elif "embed" not in name:
-            parameter.data *= 5
+    module = recipe.build(recipe.attention[dynamo]).eval()
+    _initialise(module)
 
     class Plain(torch.nn.Module):
         """Takes arrays by position, returns one tensor."""
@@ -148,9 +186,8 @@ def _export(recipe: Recipe, exporter: str, path: Path, samples: Sequence[Sample]
     if dynamo:
         dims = {index: torch.export.Dim(name, min=2, max=32) for index, name in axes.items()}
         options = {"dynamo": True, "dynamic_shapes": (tuple(dims for _ in example),), "verbose": False, "external_data": False}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad():
         torch.onnx.export(
             Plain().eval(), example, str(path), input_names=list(samples[0]), output_names=["y"],
-            opset_version=opset or (18 if dynamo else recipe.opset), **options,
+            opset_version=opset or (18 if dynamo else 17), **options,
         )  # fmt: skip

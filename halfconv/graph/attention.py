@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.graph.attention_masks import is_finite, lets_all_pass, mask_fault, mask_of
+from halfconv.graph.attention_masks import for_all_heads, is_finite, lets_all_pass, mask_fault, mask_of, unmasked_rows
 from halfconv.graph.fuse import is_op, only_reader, scalar
 from halfconv.graph.heads import TO_HEADS, Heads, flat_rows, heads_of, heads_of_rows, unscaled, untransposed
 from halfconv.graph.rules import MS, Outcome, Rewriter, readers, transposed
@@ -69,12 +69,15 @@ def attention(softmax: ir.Node, rewriter: Rewriter) -> Outcome:
     if isinstance(parts, str):
         return parts
     query, key, value, scale = parts
-    if guarded and (any(math.isinf(fill) for *_, fill in scores.fills) or not all(map(is_finite, scores.biases))):
-        return "a row of its mask may be −inf throughout, which gives zeros here and NaN in the fused kernel"
+    # A row that is −inf throughout gives zeros here, which the fused kernel does not give.
+    zeroed = guarded and (any(math.isinf(fill) for *_, fill in scores.fills) or not all(map(is_finite, scores.biases)))
+    masks = [*scores.biases, *(condition for condition, *_ in scores.fills)]
+    if zeroed and (query.folded or not all(for_all_heads(mask, rewriter) for mask in masks)):
+        return "a row of its mask may be −inf throughout, and differ between heads"
     for bias in scores.biases:
         if (wrong := mask_fault(bias, query, rewriter)) is not None:
             return wrong
-    return lambda: _fuse(final, scores, query, key, value, scale, rewriter)
+    return lambda: _fuse(final, scores, query, key, value, scale, zeroed, rewriter)
 
 
 def _over_last(softmax: ir.Node, opset: int) -> bool:
@@ -170,7 +173,7 @@ def _parts(scores: _Scores, final: ir.Node, rewriter: Rewriter) -> tuple[Heads, 
 
 
 def _fuse(
-    final: ir.Node, scores: _Scores, query: Heads, key: Heads, value: Heads, scale: float, rewriter: Rewriter
+    final: ir.Node, scores: _Scores, query: Heads, key: Heads, value: Heads, scale: float, zeroed: bool, rewriter: Rewriter
 ) -> ir.Node:  # fmt: skip
     heads, size, wide = query.sizes[1], query.sizes[3], value.sizes[3]
     assert isinstance(heads, int) and isinstance(size, int) and isinstance(wide, int)
@@ -181,24 +184,44 @@ def _fuse(
     attributes: dict[str, int | float] = {"num_heads": heads}
     if abs(scale * math.sqrt(size) - 1) > 1e-6:
         attributes["scale"] = scale
-    if ready:
+    if ready and not zeroed:
         return rewriter.replace(last, "MultiHeadAttention", inputs, attributes, domain=MS)
     sizes = [query.sizes[0], query.sizes[2], heads * wide]
-    made = rewriter.add("MultiHeadAttention", inputs, last, "attention", sizes, attributes, domain=MS)
+    answer = rewriter.add("MultiHeadAttention", inputs, last, "attention", sizes, attributes, domain=MS)
+    made = answer.producer()
+    assert made is not None
+    chosen = [unmasked_rows(bias, last, rewriter), answer, rewriter.constant(np.array(0, np.float32), "zero")] if zeroed else []
+    if ready:
+        rewriter.sizes.learn(rewriter.replace(last, "Where", chosen).outputs[0], sizes)
+        return made
+    if zeroed:
+        answer = rewriter.add("Where", chosen, last, "rows", sizes)
     shape = rewriter.constant(np.array([0, 0, heads, wide], np.int64), "heads_shape")
     if last is final:
-        split = rewriter.add("Reshape", [made, shape], last, "heads", [*sizes[:2], heads, wide])
+        split = rewriter.add("Reshape", [answer, shape], last, "heads", [*sizes[:2], heads, wide])
         rewriter.replace(last, "Transpose", [split], {"perm": TO_HEADS})
     else:
-        rewriter.replace(last, "Reshape", [made, shape])
-    node = made.producer()
-    assert node is not None
-    return node
+        rewriter.replace(last, "Reshape", [answer, shape])
+    return made
+
+
+def _only_into(value: ir.Value, node: ir.Node, depth: int = 8) -> bool:
+    """Tell whether all that reads a value computes what one node reads: its shape."""
+    found = [reader for reader in readers(value) if reader is not node]
+    if value.is_graph_output() or not depth:
+        return False
+    return all(_only_into(output, node, depth - 1) for reader in found for output in reader.outputs)
 
 
 def _last(final: ir.Node, query: Heads, width: int, rewriter: Rewriter) -> tuple[ir.Node, bool]:
     """Return the node whose place attention takes, and whether that node's result is what attention gives."""
-    turn = only_reader(final.outputs[0])
+    answer = final.outputs[0]
+    # The product of probabilities and values has the queries' batch, whatever a mask's batch is called.
+    rewriter.sizes.learn(answer, [*query.sizes[:3], width // query.sizes[1]] if isinstance(query.sizes[1], int) else [])
+    same = [node for node in readers(answer) if is_op(node, "Reshape", final.graph) and node.inputs[0] is answer]
+    if len(same) == 1 and _only_into(answer, same[0]) and rewriter.sizes.of(same[0].outputs[0]) == rewriter.sizes.of(answer):
+        answer = same[0].outputs[0]
+    turn = only_reader(answer)
     if turn is None or transposed(turn.outputs[0], *TO_HEADS) is None or turn.graph is not final.graph:
         return final, False
     join = only_reader(turn.outputs[0])

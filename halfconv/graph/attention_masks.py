@@ -18,15 +18,29 @@ from halfconv.graph.rules import Rewriter
 from halfconv.graph.sizes import Size
 from halfconv.graph.typegroups import is_float, is_weight
 
-__all__ = ["LOWEST", "Fills", "is_finite", "lets_all_pass", "mask_fault", "mask_of"]
+__all__ = [
+    "LOWEST",
+    "UNMASKED",
+    "Fills",
+    "for_all_heads",
+    "is_finite",
+    "lets_all_pass",
+    "mask_fault",
+    "mask_of",
+    "unmasked_rows",
+]
 
 #: The lowest FP32 number: added to a score it gives itself, so that a row masked as a whole stays a mean, as exporters have it.
 LOWEST = float(np.finfo(np.float32).min)
 #: The lowest BF16 number, below which no mask goes: in half its bound is the lowest number of that format, and not −∞, which would
 #: make NaN of a row that is masked as a whole.
 FLOOR = -3.3895313892515355e38
+#: A row that has a number above this is not masked as a whole; half holds it.
+UNMASKED = -60000.0
 #: How far a mask is followed up, and the largest constant that is looked at.
 DEPTH, MAX_SIZE = 40, 1 << 20
+#: The opset in which the axes of ReduceMax became an input.
+REDUCE_AXES = 18
 #: (condition, whether it keeps scores, what is filled in where it does not).
 Fills = Sequence[tuple[ir.Value, bool, float]]
 
@@ -85,6 +99,32 @@ def mask_fault(bias: ir.Value, query: Heads, rewriter: Rewriter) -> str | None:
         if isinstance(size, int) and size != 1 and isinstance(expected, int) and size != expected:
             return f"its mask '{bias.name}' is for another batch size or number of heads"
     return None
+
+
+def for_all_heads(mask: ir.Value, rewriter: Rewriter) -> bool:
+    """Tell whether a mask is the same for all heads."""
+    sizes = rewriter.sizes.of(mask)
+    return sizes is not None and (len(sizes) < 3 or sizes[-3] == 1)
+
+
+def unmasked_rows(mask: ir.Value | None, last: ir.Node, rewriter: Rewriter) -> ir.Value:
+    """Return, as [batch, length, 1], whether a row of a mask that `mask_of` made lets anything pass."""
+    assert mask is not None
+    key = ("rows", mask)
+    if key not in rewriter.shared:
+        sizes = rewriter.sizes.of(mask) or []
+        axes, given = rewriter.constant(np.array([-1], np.int64), "last"), {"axes": [-1]}
+        by_input = rewriter.opset >= REDUCE_AXES
+        largest = rewriter.add(
+            "ReduceMax", [mask, axes] if by_input else [mask], last, "mask_largest", [*sizes[:3], 1], {} if by_input else given
+        )
+        bound = rewriter.constant(np.array(UNMASKED, np.float32), "unmasked")
+        passes = rewriter.add("Greater", [largest, bound], last, "mask_passes", [*sizes[:3], 1], dtype=ir.DataType.BOOL)
+        shape = rewriter.constant(np.array([0, -1, 1], np.int64), "rows")
+        rewriter.shared[key] = rewriter.add(
+            "Reshape", [passes, shape], last, "mask_rows", [sizes[0], sizes[2], 1], dtype=ir.DataType.BOOL
+        )
+    return rewriter.shared[key]
 
 
 def mask_of(

@@ -20,10 +20,12 @@ from halfconv.graph.fuse import CancelRootPass, FusionPass, PoolMeanPass
 from halfconv.graph.gelus import bias_gelu, erf_gelu, quick_gelu, tanh_gelu
 from halfconv.graph.kernels import on_cuda, table_source
 from halfconv.graph.norms import FuseLayerNormPass, FuseRmsNormPass
+from halfconv.graph.projections import fold_scale
 from halfconv.graph.rotary import grouped_heads, rotary
 from halfconv.graph.rules import MS, Rule, RulePass
+from halfconv.graph.sizes import Learned
 from halfconv.graph.skips import skip_layer_norm, skip_rms_norm
-from halfconv.graph.transposes import drop_cast, merge_transposes
+from halfconv.graph.transposes import drop_cast, drop_reshape, merge_transposes
 
 __all__ = ["FUSIONS", "Fusion", "fusions_for"]
 
@@ -38,34 +40,36 @@ class Fusion:
     Attributes:
         name: What reports call it: as a rule, the operator that it makes.
         why: What it is good for, in one line.
-        make: Makes its pass, given why the target cannot run what it makes ("" if it can).
+        make: Makes its pass, given why the target cannot run what it makes ("" if it can), and what is known of sizes.
         targets: The targets that get it; None means all.
         contrib: Whether it makes an operator of ONNX Runtime's own.
     """
 
     name: str
     why: str
-    make: Callable[[str], FusionPass]
+    make: Callable[[str, Learned], FusionPass]
     targets: frozenset[str] | None = None
     contrib: bool = False
 
 
-def _by(rule: Rule, *anchors: str) -> Callable[[str], FusionPass]:
-    return lambda missing: RulePass(anchors, rule, missing)
+def _by(rule: Rule, *anchors: str) -> Callable[[str, Learned], FusionPass]:
+    return lambda missing, learned: RulePass(anchors, rule, missing, learned)
 
 
-def _plain(make: Callable[[], FusionPass]) -> Callable[[str], FusionPass]:
-    return lambda missing: make()
+def _plain(make: Callable[[], FusionPass]) -> Callable[[str, Learned], FusionPass]:
+    return lambda missing, learned: make()
 
 
 #: In this order: norms before the sums in front of them, GELU before its bias, attention before the norms that follow from it.
 FUSIONS: tuple[Fusion, ...] = (
     Fusion("Sqrt, Pow", "a root that is squared again overflows for nothing", _plain(CancelRootPass)),
     Fusion("Cast", "from FP32 to FP32, it hides what follows", _by(drop_cast, "Cast"), GPU),
+    Fusion("Reshape", "to the shape that there is, it hides what follows", _by(drop_reshape, "Reshape"), GPU),
     Fusion("LayerNormalization", "its statistics stay FP32 inside one kernel", _plain(FuseLayerNormPass)),
     Fusion("RMSNormalization", "its mean of squares stays FP32 inside one kernel", _plain(FuseRmsNormPass)),
     Fusion("GlobalAveragePool", "its sum stays FP32 inside one kernel", _plain(PoolMeanPass)),
     Fusion("Conv, BatchNormalization", "weights are folded in FP32", _by(fold_batch_norm, "BatchNormalization"), GPU),
+    Fusion("MatMul, Mul", "a factor for each channel is folded into the weight", _by(fold_scale, "Mul"), GPU),
     Fusion("Transpose, Transpose", "copies that cancel", _by(merge_transposes, "Transpose"), GPU),
     Fusion("Gelu", "five passes over memory become one", _by(erf_gelu, "Erf"), CUDA, True),
     Fusion("FastGelu", "eight passes over memory become one", _by(tanh_gelu, "Tanh"), CUDA, True),
@@ -93,7 +97,8 @@ def fusions_for(target: str, to: ir.DataType) -> list[tuple[Fusion, FusionPass]]
         to: The half-precision type: what has no kernel for it is not fused.
     """
     wanted = [fusion for fusion in FUSIONS if fusion.targets is None or target in fusion.targets]
-    return [(fusion, fusion.make(_missing(fusion, to))) for fusion in wanted]
+    learned: Learned = {}
+    return [(fusion, fusion.make(_missing(fusion, to), learned)) for fusion in wanted]
 
 
 def _missing(fusion: Fusion, to: ir.DataType) -> str:

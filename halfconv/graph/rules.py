@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from halfconv.graph.fuse import FusionPass, put_in_place, remove_unread, scalar
 from halfconv.graph.lift import Fresh
-from halfconv.graph.sizes import Size, Sizes
+from halfconv.graph.sizes import Learned, Size, Sizes
 
 __all__ = ["MS", "Outcome", "Rewriter", "Rule", "RulePass", "readers", "transposed"]
 
@@ -47,9 +47,9 @@ class Rewriter:
         shared: What was added once for many readers.
     """
 
-    def __init__(self, model: ir.Model):
+    def __init__(self, model: ir.Model, learned: Learned | None = None):
         self.opset = model.opset_imports.get("", 0)
-        self.sizes = Sizes()
+        self.sizes = Sizes(learned)
         self.shared: dict[object, ir.Value] = {}
         self._fresh = Fresh(model)
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
@@ -134,11 +134,12 @@ class RulePass(FusionPass):
         anchors: Operators that the rule looks at.
         rule: The rule.
         missing: Why the target cannot run what the rule makes; then nothing is changed, and this is the reason everywhere.
+        learned: What passes before it found out about sizes.
     """
 
-    def __init__(self, anchors: Sequence[str], rule: Rule, missing: str = "") -> None:
+    def __init__(self, anchors: Sequence[str], rule: Rule, missing: str = "", learned: Learned | None = None) -> None:
         super().__init__()
-        self.anchors, self.rule, self.missing = frozenset(anchors), rule, missing
+        self.anchors, self.rule, self.missing, self.learned = frozenset(anchors), rule, missing, learned
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
@@ -146,7 +147,7 @@ class RulePass(FusionPass):
         for node in list(self._anchored(model)):
             if node.graph is None:
                 continue
-            rewriter = rewriter or Rewriter(model)
+            rewriter = rewriter or Rewriter(model, self.learned)
             outcome = self.rule(node, rewriter)
             if outcome is None:
                 continue

@@ -14,10 +14,12 @@ import onnx_ir as ir
 
 from halfconv.graph.typegroups import is_weight
 
-__all__ = ["Size", "Sizes"]
+__all__ = ["Learned", "Size", "Sizes"]
 
 #: A size: a number, a name that the model declares, or the value and axis that it comes from.
 Size = int | str | tuple[ir.Value, int]
+#: (value, axis) -> size.
+Learned = dict[tuple[ir.Value, int], Size]
 #: How far an axis is followed up.
 DEPTH = 100
 #: Operators whose first output has the shape of their first input.
@@ -39,10 +41,15 @@ INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
 
 class Sizes:
-    """Looks sizes up, and remembers them: rewriting a graph for the same answer changes no value's size."""
+    """Looks sizes up, and remembers them.
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[ir.Value, int], Size] = {}
+    Args:
+        learned: What is known from elsewhere than the graph; more is added to it.
+    """
+
+    def __init__(self, learned: Learned | None = None) -> None:
+        self._learned: Learned = {} if learned is None else learned
+        self._known: Learned = {}
 
     def of(self, value: ir.Value) -> list[Size] | None:
         """Return the sizes of all axes; None if the rank is unknown."""
@@ -51,9 +58,21 @@ class Sizes:
             return self._reshaped(node, DEPTH) if node is not None and node.op_type == "Reshape" and not node.domain else None
         return [self.size(value, axis) for axis in range(value.shape.rank())]
 
+    def learn(self, value: ir.Value, sizes: Sequence[Size]) -> None:
+        """Take note of a value's sizes, where something else than its producer tells them."""
+        self._learned.update({(value, axis): size for axis, size in enumerate(sizes)})
+
+    def forget(self, value: ir.Value) -> None:
+        """Forget a value's sizes: its layout changes."""
+        for known in (self._known, self._learned):
+            for key in [key for key in known if key[0] is value]:
+                del known[key]
+
     def size(self, value: ir.Value, axis: int, depth: int = DEPTH) -> Size:
         """Return the size of an axis, counted from the front."""
         key = (value, axis)
+        if key in self._learned:
+            return self._learned[key]
         if key in self._known:
             return self._known[key]
         given = value.shape[axis] if value.shape is not None and axis < value.shape.rank() else None
@@ -148,9 +167,8 @@ class Sizes:
     def _moved(self, node: ir.Node, value: ir.Value, first: ir.Value, axis: int, rank: int, depth: int) -> Size | None:
         """As `_above`, for operators that move axes."""
         second = node.inputs[1] if len(node.inputs) > 1 else None
-        flat = second is not None and second.shape is not None and second.shape.rank() <= 2
-        if node.op_type == "MatMul" and flat and axis < rank - 1:
-            return self.size(first, axis, depth)
+        if node.op_type == "MatMul" and second is not None and second.shape is not None:
+            return self._product(first, rank, second, second.shape.rank(), axis, depth)
         if node.op_type == "Transpose":
             perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else list(range(rank))[::-1]
             return self.size(first, perm[axis], depth)
@@ -188,6 +206,19 @@ class Sizes:
             return self._sliced(node, axes, axis, self.size(first, axis, depth), depth)
         return None
 
+    def _product(self, first: ir.Value, rank: int, second: ir.Value, other: int, axis: int, depth: int) -> Size | None:
+        """Return the size of an axis of a product of matrices."""
+        if rank < 2 or other < 2 or axis >= max(rank, other):
+            return None
+        if other == 2 and axis < rank - 1:
+            return self.size(first, axis, depth)
+        if rank != other:
+            return None
+        if axis >= rank - 2:
+            return self.size(first if axis == rank - 2 else second, axis, depth)
+        sides = {self.size(value, axis, depth) for value in (first, second)} - {1}
+        return 1 if not sides else sides.pop() if len(sides) == 1 else None
+
     def _axes(self, node: ir.Node, rank: int, depth: int, place: int = 1) -> list[int] | None:
         """Return a node's axes, counted from the front."""
         if "axes" in node.attributes:
@@ -215,7 +246,7 @@ class Sizes:
             if place >= 0:
                 found.add(self.size(read, place, depth))
         found.discard(1)
-        return found.pop() if len(found) == 1 else None
+        return 1 if not found else found.pop() if len(found) == 1 else None
 
     def _reshaped(self, node: ir.Node, depth: int) -> list[Size] | None:
         """Return the sizes of a Reshape's output."""

@@ -1,9 +1,12 @@
 """Move out of the way what only stands between operators that could be fused.
 
-Two transpositions in a row become one, or none, also through operators that work element by element; Casts from FP32 to FP32 go.
+Two transpositions in a row become one, or none, also through operators that work element by element; Casts from FP32 to FP32 and
+Reshapes to the shape that there is go.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import onnx_ir as ir
 
@@ -11,7 +14,7 @@ from halfconv.graph.fuse import only_reader, remove_unread
 from halfconv.graph.rules import Outcome, Rewriter
 from halfconv.graph.typegroups import is_float
 
-__all__ = ["drop_cast", "merge_transposes"]
+__all__ = ["drop_cast", "drop_reshape", "merge_transposes"]
 
 #: Operators of one input, and of others that hold one number, through which a transposition passes.
 THROUGH = frozenset({
@@ -25,10 +28,25 @@ def drop_cast(node: ir.Node, rewriter: Rewriter) -> Outcome:
     value, output = node.inputs[0], node.outputs[0]
     if value is None or node.domain or not is_float(value) or not is_float(output) or output.is_graph_output():
         return None
+    return _drop(node, value)
+
+
+def drop_reshape(node: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Remove a Reshape to the shape that its input has: TorchScript's exporter writes one behind attention."""
+    value = node.inputs[0]
+    if value is None or node.domain or not is_float(value) or node.outputs[0].is_graph_output():
+        return None
+    before, after = rewriter.sizes.of(value), rewriter.sizes.of(node.outputs[0])
+    return _drop(node, value) if before is not None and before == after else None
+
+
+def _drop(node: ir.Node, value: ir.Value) -> Callable[[], ir.Node]:
+    """Return what lets the readers of a node's output read another value."""
+    output, shape = node.outputs[0], node.inputs[1:]
 
     def drop() -> ir.Node:
         output.replace_all_uses_with(value)
-        remove_unread([node])
+        remove_unread([node, *(read.producer() for read in shape if read is not None)])
         return node
 
     return drop
@@ -67,6 +85,7 @@ def _merged(before: ir.Node, chain: list[ir.Node], node: ir.Node, rewriter: Rewr
             chain[-1].replace_input_with(0, source)
             for step in chain:
                 step.outputs[0].shape = node.outputs[0].shape
+                rewriter.sizes.forget(step.outputs[0])
             output, result, name = node.outputs[0], last.outputs[0], node.outputs[0].name
             output.replace_all_uses_with(result, replace_graph_outputs=True)
             remove_unread([node])

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.graph.attention_masks import UNMASKED
 from halfconv.graph.typegroups import is_float, is_weight
-from halfconv.precision.flow import SELECTION_OPS, backward, constant, forward, inputs_of, op
+from halfconv.precision.flow import SELECTION_OPS, backward, constant, forward, inputs_of, op, scalar
 from halfconv.precision.formats import BF16, FP16, HalfFormat
 from halfconv.precision.match import Match
 
@@ -42,6 +43,8 @@ def masks_attention(value: ir.Value, reach: int = REACH) -> bool:
     for use in value.uses():
         node = use.node
         if node.domain == "com.microsoft" and (node.op_type, use.idx) in FUSED_MASKS:
+            continue
+        if op(node) == "Greater" and scalar(node.inputs[1]) == UNMASKED:
             continue
         if op(node) not in CARRIERS or not all(masks_attention(output, reach - 1) for output in node.outputs):
             return False
