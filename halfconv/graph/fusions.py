@@ -63,8 +63,8 @@ def _plain(make: Callable[[], FusionPass]) -> Callable[[str, Learned], FusionPas
 #: In this order: norms before the sums in front of them, GELU before its bias, attention before the norms that follow from it.
 FUSIONS: tuple[Fusion, ...] = (
     Fusion("Sqrt, Pow", "a root that is squared again overflows for nothing", _plain(CancelRootPass)),
-    Fusion("Cast", "from FP32 to FP32, it hides what follows", _by(drop_cast, "Cast"), GPU),
-    Fusion("Reshape", "to the shape that there is, it hides what follows", _by(drop_reshape, "Reshape"), GPU),
+    Fusion("no-op Cast", "from FP32 to FP32, it hides what follows", _by(drop_cast, "Cast"), GPU),
+    Fusion("no-op Reshape", "to the shape that there is, it hides what follows", _by(drop_reshape, "Reshape"), GPU),
     Fusion("LayerNormalization", "its statistics stay FP32 inside one kernel", _plain(FuseLayerNormPass)),
     Fusion("RMSNormalization", "its mean of squares stays FP32 inside one kernel", _plain(FuseRmsNormPass)),
     Fusion("GlobalAveragePool", "its sum stays FP32 inside one kernel", _plain(PoolMeanPass)),

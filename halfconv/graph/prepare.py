@@ -141,7 +141,7 @@ def _fuse(model: ir.Model, done: Prepared, target: str, to: ir.DataType) -> None
             sweep(model)
         if fuse.count:
             done.fusions[fusion.name] = done.fusions.get(fusion.name, 0) + fuse.count
-        made.setdefault(fusion.name, []).extend(fuse.made)
+        made.setdefault(fusion.name, []).extend(node for node in fuse.made if node.graph is not None)
         refused += [(fusion.name, node, reason) for node, reason in fuse.refused]
     names = Names.of(model)
     for name, nodes in made.items():
