@@ -233,6 +233,27 @@ def make_unmodelled() -> str:
     return "\n".join([row("operator", "why"), "|---|---|", *rows])
 
 
+def make_fusions() -> str:
+    from halfconv.graph.fusions import FUSIONS
+
+    lines = [row("fusion", "targets", "what it is good for"), "|---|---|---|"]
+    for known in FUSIONS:
+        targets = ", ".join(f"`{target}`" for target in sorted(known.targets)) if known.targets else "all"
+        lines.append(row(f"{known.name}", targets, known.why))
+    return "\n".join(lines)
+
+
+def make_nodes() -> str:
+    from tests.graph.test_exported import ROWS
+
+    lines = [row("model", "exporter", "nodes", "by default", "for CUDA", "fused for CUDA"), "|---|---|---|---|---|---|"]
+    for name in ("bert", "vit", "convnext", "resnet"):
+        for exporter in ("ts", "dynamo"):
+            _, *counts = ROWS[f"{name}_{exporter}"].split(maxsplit=4)
+            lines.append(row(name, {"ts": "TorchScript"}.get(exporter, exporter), *counts[:3], *(counts[3:] or ["nothing"])))
+    return "\n".join(lines)
+
+
 def fenced(output: str) -> str:
     lines = [line.rstrip() for line in output.strip("\n").splitlines()]
     return "```text\n" + "\n".join(lines) + "\n```"
@@ -250,6 +271,8 @@ MAKERS: dict[str, Callable[[], str]] = {
     "repair": make_repair,
     "fidelity": make_fidelity,
     "unmodelled": make_unmodelled,
+    "fusions": make_fusions,
+    "nodes": make_nodes,
 }
 
 
