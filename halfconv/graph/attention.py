@@ -52,8 +52,9 @@ def attention(softmax: ir.Node, rewriter: Rewriter) -> Outcome:
         return None
     final, probabilities, guarded = _final_product(softmax.outputs[0])
     if final is None:
-        shared = [node for node in readers(softmax.outputs[0]) if is_op(node, "MatMul", softmax.graph)]
-        return f"'{softmax.outputs[0].name}' inside it is read by others, too" if shared and _scores(softmax.inputs[0], rewriter) else None
+        shared = any(is_op(node, "MatMul", softmax.graph) for node in readers(softmax.outputs[0]))
+        shared = shared and _scores(softmax.inputs[0], rewriter) is not None
+        return f"'{softmax.outputs[0].name}' inside it is read by others, too" if shared else None
     scores = _scores(softmax.inputs[0], rewriter)
     if scores is None:
         return "its scores are no product of queries and keys that is scaled and masked"

@@ -7,25 +7,34 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.graph.attention_masks import LOWEST, mask_of
+from halfconv.graph.attention_masks import LOWEST, for_all_heads, mask_of, unmasked_rows
 from halfconv.graph.fuse import is_op, only_reader
 from halfconv.graph.heads import TO_HEADS, Heads, flat_rows, heads_of
 from halfconv.graph.rules import MS, Outcome, Rewriter
+from halfconv.graph.sizes import Size
 from halfconv.graph.typegroups import is_float, is_weight
 
 __all__ = ["onnx_attention", "packed_attention"]
+
+
+#: Attributes of ONNX's Attention that are carried over, or change nothing here.
+ATTRIBUTES = frozenset(
+    {"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision"}
+)
 
 
 def onnx_attention(node: ir.Node, rewriter: Rewriter) -> Outcome:
     """Turn ONNX's Attention into MultiHeadAttention, which is faster on CUDA."""
     if node.domain:
         return None
-    given = [node.inputs[index] if index < len(node.inputs) else None for index in range(6)]
-    if given[4] is not None or given[5] is not None or len([output for output in node.outputs if output.name]) > 1:
+    given = [node.inputs[index] if index < len(node.inputs) else None for index in range(4)]
+    if any(node.inputs[4:]) or len([output for output in node.outputs if output.name]) > 1:
         return "it has a cache of keys and values, or gives more than the answer"
     if node.attributes.get_float("softcap", 0.0):
         return "its scores are capped, which MultiHeadAttention does not do"
-    query, key, value, mask = given[:4]
+    if unknown := sorted(set(node.attributes) - ATTRIBUTES):
+        return f"it has {unknown[0]}, which MultiHeadAttention has not"
+    query, key, value, mask = given
     if query is None or key is None or value is None or not is_float(query):
         return None
     rows = {part.shape.rank() for part in (query, key, value) if part.shape is not None}
@@ -42,9 +51,24 @@ def onnx_attention(node: ir.Node, rewriter: Rewriter) -> Outcome:
     lengths = [rewriter.sizes.size(part, 1 if rows == {3} else 2) for part in (query, key)]
     if causal and lengths[0] != lengths[1]:
         return "it is causal, and the lengths of queries and keys may differ"
-    if mask is not None and (mask.shape is None or mask.shape.rank() > 4):
-        return "the rank of its mask is not known"
+    if mask is not None and (why := _unfit(mask, lengths[1], causal, rewriter)):
+        return why
     return lambda: _converted(node, [query, key, value], parts, mask, heads, causal, rewriter)
+
+
+def _unfit(mask: ir.Value, length: Size, causal: bool, rewriter: Rewriter) -> str:
+    """Say why a mask cannot be MultiHeadAttention's; "" if it can."""
+    sizes = rewriter.sizes.of(mask)
+    if sizes is None or not 0 < len(sizes) <= 4:
+        return "the rank of its mask is not known"
+    if sizes[-1] not in (1, length):
+        return "its mask may be shorter than the keys"
+    # A row that is masked as a whole gives zeros, which MultiHeadAttention does not give.
+    if causal or not for_all_heads(mask, rewriter):
+        return "a row may be masked as a whole, by " + (
+            "causality and mask together" if causal else "a mask that differs between heads"
+        )
+    return ""
 
 
 def _converted(
@@ -59,17 +83,24 @@ def _converted(
     attributes: dict[str, ir.Attr | int] = {name: a for name, a in node.attributes.items() if name == "scale"}
     attributes |= {"num_heads": heads, **({"unidirectional": 1} if causal else {})}
     inputs = [*flat, *([None, None, bias] if bias is not None else [])]
-    if not parts:
+    if not parts and bias is None:
         return rewriter.replace(node, "MultiHeadAttention", inputs, attributes, domain=MS)
-    wide, rows = parts[2].sizes[3], [parts[0].sizes[0], parts[0].sizes[2]]
+    sizes = [rewriter.sizes.size(flat[0], 0), rewriter.sizes.size(flat[0], 1), rewriter.sizes.size(flat[2], 2)]
+    answer = rewriter.add("MultiHeadAttention", inputs, node, "attention", sizes, attributes, domain=MS)
+    made = answer.producer()
+    assert made is not None
+    if bias is not None:
+        chosen = [unmasked_rows(bias, node, rewriter), answer, rewriter.constant(np.array(0, np.float32), "zero")]
+        if not parts:
+            rewriter.replace(node, "Where", chosen)
+            return made
+        answer = rewriter.add("Where", chosen, node, "rows", sizes)
+    wide = parts[2].sizes[3]
     assert isinstance(wide, int)
-    made = rewriter.add("MultiHeadAttention", inputs, node, "attention", [*rows, heads * wide], attributes, domain=MS)
     shape = rewriter.constant(np.array([0, 0, heads, wide], np.int64), "heads_shape")
-    split = rewriter.add("Reshape", [made, shape], node, "heads", [*rows, heads, wide])
+    split = rewriter.add("Reshape", [answer, shape], node, "heads", [*sizes[:2], heads, wide])
     rewriter.replace(node, "Transpose", [split], {"perm": TO_HEADS})
-    found = made.producer()
-    assert found is not None
-    return found
+    return made
 
 
 def packed_attention(node: ir.Node, rewriter: Rewriter) -> Outcome:
