@@ -13,8 +13,8 @@ from halfconv.graph.typegroups import is_float, is_weight
 
 __all__ = ["bias_gelu", "erf_gelu", "quick_gelu", "tanh_gelu"]
 
-#: The largest relative difference of a constant from the number that it stands for: some exporters write four digits.
-CLOSE = 1e-4
+#: The largest relative difference of a constant from the number that it stands for: some exporters write five digits.
+CLOSE = 2e-5
 
 
 def _close(value: ir.Value | None, wanted: float) -> bool:
