@@ -91,6 +91,45 @@ def _vit(attention: str) -> Any:
     )  # fmt: skip
 
 
+def _packed_vit(attention: str) -> Any:
+    """Blocks as in timm: one projection for queries, keys and values, a permutation to [3, batch, heads, length, size], a scale."""
+    import torch
+    from torch.nn import functional
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = torch.nn.LayerNorm(WIDTH), torch.nn.LayerNorm(WIDTH)
+            self.qkv, self.proj = torch.nn.Linear(WIDTH, 3 * WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+            self.fc1, self.fc2 = torch.nn.Linear(WIDTH, 64), torch.nn.Linear(64, WIDTH)
+            self.layer_scale = torch.nn.Parameter(torch.ones(WIDTH))
+
+        def attend(self, x: Any) -> Any:
+            batch, length, _ = x.shape
+            qkv = self.qkv(x).reshape(batch, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)
+            if attention == "sdpa":
+                answer = functional.scaled_dot_product_attention(q, k, v)
+            else:
+                answer = ((q * (WIDTH // HEADS) ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+            return self.proj(answer.transpose(1, 2).reshape(batch, length, WIDTH))
+
+        def forward(self, x: Any) -> Any:
+            x = x + self.attend(self.norm1(x))
+            return x + self.layer_scale * self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.blocks = torch.nn.Conv2d(3, WIDTH, 8, 8), torch.nn.Sequential(*(Block() for _ in range(LAYERS)))
+            self.norm = torch.nn.LayerNorm(WIDTH)
+
+        def forward(self, pixel_values: Any) -> Any:
+            return (self.norm(self.blocks(self.patch(pixel_values).flatten(2).transpose(1, 2))),)
+
+    return Model()
+
+
 def _convnext(attention: str) -> Any:
     return _transformer("ConvNext", "eager", hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, patch_size=4)
 
@@ -123,6 +162,7 @@ RECIPES: dict[str, Recipe] = {
     "bert_no_mask": Recipe(_encoder, _tokens(), ("batch", "sequence")),
     "bert_swapped": Recipe(_encoder, _tokens("attention_mask"), ("batch", "sequence"), ("sdpa", "eager")),
     "torch": Recipe(_torch, _vectors, ("batch", "sequence")),
+    "timm_vit": Recipe(_packed_vit, _images, ("batch",)),
     "vit": Recipe(_vit, _images, ("batch",)),
     "convnext": Recipe(_convnext, _images, ("batch",)),
     "resnet": Recipe(_resnet, _images, ("batch",)),

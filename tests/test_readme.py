@@ -247,7 +247,7 @@ def make_nodes() -> str:
     from tests.graph.test_exported import ROWS
 
     lines = [row("model", "exporter", "nodes", "by default", "for CUDA", "fused for CUDA"), "|---|---|---|---|---|---|"]
-    for name in ("bert", "vit", "convnext", "resnet"):
+    for name in ("bert", "vit", "timm_vit", "gpt2", "convnext", "resnet"):
         for exporter in ("ts", "dynamo"):
             _, *counts = ROWS[f"{name}_{exporter}"].split(maxsplit=4)
             lines.append(row(name, {"ts": "TorchScript"}.get(exporter, exporter), *counts[:3], *(counts[3:] or ["nothing"])))

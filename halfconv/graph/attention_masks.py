@@ -173,21 +173,20 @@ def _whole(total: ir.Value, flat: Sequence[ir.Value], lengths: tuple[Size, ...],
         if isinstance(size, int):
             parts.append(rewriter.constant(np.array([size], np.int64), "length"))
             continue
-        shape = rewriter.add("Shape", [_source(value)], last, "rows_shape", [3], dtype=ir.DataType.INT64)
-        parts.append(rewriter.add("Gather", [shape, one], last, "length", [1], {"axis": 0}, dtype=ir.DataType.INT64))
+        read, axis = _source(size, value, last, rewriter)
+        shape = rewriter.add("Shape", [read], last, "rows_shape", None, dtype=ir.DataType.INT64)
+        place = rewriter.constant(np.array([axis], np.int64), "axis")
+        parts.append(rewriter.add("Gather", [shape, place], last, "length", [1], {"axis": 0}, dtype=ir.DataType.INT64))
     shape = rewriter.add("Concat", parts, last, "mask_shape", [4], {"axis": 0}, dtype=ir.DataType.INT64)
     leading: list[Size] = [1, 1, 1, 1, *(sizes or [])][-4:-2]
     return rewriter.add("Expand", [total, shape], last, "mask_whole", [*leading, *lengths])
 
 
-def _source(value: ir.Value) -> ir.Value:
-    """Return what a projection was given, which has its rows: the projection itself may be fused away."""
-    node = value.producer()
-    while node is not None and not node.domain and node.op_type in ("Add", "MatMul"):
-        inner = next((read for read in node.inputs if read is not None and not is_weight(read)), None)
-        if inner is None or inner.shape is None or inner.shape.rank() != 3 or not any(
-            read is not None and is_weight(read) and read.shape is not None and read.shape.rank() <= 2 for read in node.inputs
-        ):  # fmt: skip
-            break
-        value, node = inner, inner.producer()
-    return value
+def _source(size: Size, value: ir.Value, last: ir.Node, rewriter: Rewriter) -> tuple[ir.Value, int]:
+    """Return a value and its axis of a length, as far up as it is known: what is read here cannot be fused away."""
+    owner = rewriter.sizes.owner(size)
+    if owner is None:
+        return value, 1
+    producer = owner[0].producer()
+    here = owner[0].is_graph_input() or (producer is not None and producer.graph is last.graph)
+    return owner if here else (value, 1)

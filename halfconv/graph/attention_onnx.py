@@ -10,7 +10,7 @@ import onnx_ir as ir
 from halfconv.graph.attention_masks import LOWEST, for_all_heads, mask_of, unmasked_rows
 from halfconv.graph.fuse import is_op, only_reader
 from halfconv.graph.heads import TO_HEADS, Heads, flat_rows, heads_of
-from halfconv.graph.rules import MS, Outcome, Rewriter
+from halfconv.graph.rules import MS, Outcome, Rewriter, readers
 from halfconv.graph.sizes import Size
 from halfconv.graph.typegroups import is_float, is_weight
 
@@ -109,6 +109,9 @@ def packed_attention(node: ir.Node, rewriter: Rewriter) -> Outcome:
         return None
     if any(value is not None for index, value in enumerate(node.inputs) if index in (3, 4) or index > 5):
         return None
+    joint = _joint([value for value in node.inputs[:3] if value is not None], rewriter)
+    if joint is not None:
+        return lambda: _joined(node, joint, rewriter)
     found = [_projection(value) for value in node.inputs[:3]]
     if any(part is None for part in found):
         return "queries, keys and values are not each a product with a weight"
@@ -126,12 +129,48 @@ def packed_attention(node: ir.Node, rewriter: Rewriter) -> Outcome:
 _Projection = tuple[ir.Value, ir.Value, ir.Value | None]
 
 
+def _joint(values: Sequence[ir.Value], rewriter: Rewriter) -> _Projection | None:
+    """Return the one projection whose parts queries, keys and values are, in this order, if nothing else reads it."""
+    cuts, wholes = [value.producer() for value in values], set()
+    sizes = [rewriter.sizes.of(value) for value in values]
+    width = sizes[0][-1] if sizes[0] is not None else None
+    if not isinstance(width, int) or any(size is None or size[-1] != width for size in sizes):
+        return None
+    for place, (cut, value) in enumerate(zip(cuts, values, strict=True)):
+        if cut is None or cut.domain or only_reader(value) is None or not _is_cut(cut, value, place, width, rewriter):
+            return None
+        wholes.add(cut.inputs[0])
+    (whole, *others) = wholes
+    if others or whole is None or rewriter.sizes.of(whole) != [*(sizes[0] or [])[:2], 3 * width]:
+        return None
+    return (_product(whole) or _flat_product(whole, rewriter)) if set(readers(whole)) <= set(cuts) else None
+
+
+def _is_cut(cut: ir.Node, value: ir.Value, place: int, width: int, rewriter: Rewriter) -> bool:
+    """Tell whether a node cuts one of three parts of equal width from the last axis of a value of rank 3."""
+    if cut.op_type == "Split":
+        return cut.attributes.get_int("axis", 0) in (-1, 2) and len(cut.outputs) == 3 and cut.outputs[place] is value
+    if cut.op_type != "Slice" or len(cut.inputs) < 4:
+        return False
+    start, end, axes = (rewriter.sizes.elements(read) for read in cut.inputs[1:4])
+    return start == [place * width] and end == [(place + 1) * width] and axes in ([2], [-1])
+
+
+def _joined(node: ir.Node, joint: _Projection, rewriter: Rewriter) -> ir.Node:
+    source, weight, bias = joint
+    return _attention(node, [source, weight, bias], rewriter)
+
+
 def _projection(value: ir.Value | None) -> _Projection | None:
     """Return (input, weight, bias) of x · W + b that one node reads."""
-    node = value.producer() if value is not None else None
-    if value is None or node is None or only_reader(value) is None:
+    return _product(value) if value is not None and only_reader(value) is not None else None
+
+
+def _product(value: ir.Value) -> _Projection | None:
+    """Return (input, weight, bias) of x · W + b."""
+    node, bias = value.producer(), None
+    if node is None:
         return None
-    bias = None
     if is_op(node, "Add", node.graph):
         bias = next((read for read in node.inputs if read is not None and is_weight(read)), None)
         inner = next((read for read in node.inputs if read is not bias), None)
@@ -148,6 +187,30 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     if bias is not None and (bias.shape is None or bias.shape[0] != weight.shape[1]):
         return None
     return source, weight, bias
+
+
+def _flat_product(value: ir.Value, rewriter: Rewriter) -> _Projection | None:
+    """As `_product`, where batch and length are one axis for a Gemm, as in GPT-2."""
+    back = value.producer()
+    gemm = (
+        back.inputs[0].producer()
+        if back is not None and is_op(back, "Reshape", back.graph) and back.inputs[0] is not None
+        else None
+    )
+    if back is None or gemm is None or not is_op(gemm, "Gemm", back.graph) or only_reader(gemm.outputs[0]) is None:
+        return None
+    fold = gemm.inputs[0].producer() if gemm.inputs[0] is not None else None
+    source = fold.inputs[0] if fold is not None and is_op(fold, "Reshape", back.graph) else None
+    weight, bias = gemm.inputs[1], gemm.inputs[2] if len(gemm.inputs) > 2 else None
+    plain = all(gemm.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    plain = plain and not any(gemm.attributes.get_int(name, 0) for name in ("transA", "transB"))
+    if source is None or weight is None or not plain or not is_weight(weight) or weight.shape is None:
+        return None
+    if bias is not None and (not is_weight(bias) or bias.shape is None or tuple(bias.shape) != (weight.shape[1],)):
+        return None
+    before, after = rewriter.sizes.of(source), rewriter.sizes.of(value)
+    same = before is not None and after is not None and len(before) == 3 and before[:2] == after[:2]
+    return (source, weight, bias) if same and before is not None and before[2] == weight.shape[0] else None
 
 
 def _pack(node: ir.Node, source: ir.Value, parts: list[_Projection], rewriter: Rewriter) -> ir.Node:
@@ -168,7 +231,12 @@ def _pack(node: ir.Node, source: ir.Value, parts: list[_Projection], rewriter: R
             for value in biases
         ]
         bias = rewriter.constant(np.concatenate(rows), f"{label}_qkv_bias")
+    return _attention(node, [source, weight, bias], rewriter)
+
+
+def _attention(node: ir.Node, projected: Sequence[ir.Value | None], rewriter: Rewriter) -> ir.Node:
+    """Put Attention in the place of MultiHeadAttention."""
     mask = node.inputs[5] if len(node.inputs) > 5 else None
     attributes = {name: a for name, a in node.attributes.items() if name in ("num_heads", "scale", "unidirectional")}
-    inputs = [source, weight, bias, *([None, None, mask] if mask is not None else [])]
+    inputs = [*projected, *([None, None, mask] if mask is not None else [])]
     return rewriter.replace(node, "Attention", inputs, attributes, domain=MS)

@@ -25,7 +25,7 @@ from halfconv.graph.rotary import grouped_heads, rotary
 from halfconv.graph.rules import MS, Rule, RulePass
 from halfconv.graph.sizes import Learned
 from halfconv.graph.skips import skip_layer_norm, skip_rms_norm
-from halfconv.graph.transposes import drop_cast, drop_reshape, merge_transposes
+from halfconv.graph.transposes import drop_cast, drop_reshape, drop_zero, merge_transposes
 
 __all__ = ["FUSIONS", "Fusion", "fusions_for"]
 
@@ -64,6 +64,8 @@ def _plain(make: Callable[[], FusionPass]) -> Callable[[str, Learned], FusionPas
 FUSIONS: tuple[Fusion, ...] = (
     Fusion("Sqrt, Pow", "a root that is squared again overflows for nothing", _plain(CancelRootPass)),
     Fusion("no-op Cast", "from FP32 to FP32, it hides what follows", _by(drop_cast, "Cast"), GPU),
+    Fusion("no-op Identity", "it hides what follows", _by(drop_cast, "Identity"), GPU),
+    Fusion("no-op Add", "of 0, it hides what follows", _by(drop_zero, "Add"), GPU),
     Fusion("no-op Reshape", "to the shape that there is, it hides what follows", _by(drop_reshape, "Reshape"), GPU),
     Fusion("LayerNormalization", "its statistics stay FP32 inside one kernel", _plain(FuseLayerNormPass)),
     Fusion("RMSNormalization", "its mean of squares stays FP32 inside one kernel", _plain(FuseRmsNormPass)),

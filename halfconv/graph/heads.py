@@ -25,6 +25,7 @@ class Heads:
     Attributes:
         value: [batch, heads, length, size], or [batch · heads, length, size] if they are folded; None if only rows hold them.
         rows: [batch, length, heads, size], if a value holds that.
+        packed: A value of [batch, length, 3, heads, size], and which of the three it is, if they come so.
         sizes: Batch, heads, length and size.
         folded: Whether heads are folded into the batch.
     """
@@ -33,6 +34,7 @@ class Heads:
     rows: ir.Value | None
     sizes: tuple[Size, Size, Size, Size]
     folded: bool = False
+    packed: tuple[ir.Value, int] | None = None
 
 
 def heads_of(value: ir.Value | None, rewriter: Rewriter) -> Heads | None:
@@ -46,7 +48,39 @@ def heads_of(value: ir.Value | None, rewriter: Rewriter) -> Heads | None:
     if len(sizes) != 4 or not all(isinstance(sizes[axis], int) and sizes[axis] for axis in (1, 3)):
         return None
     rows = None if folded else transposed(value, *TO_HEADS)
-    return Heads(value, rows, (sizes[0], sizes[1], sizes[2], sizes[3]), folded)
+    packed = _packed(value, rewriter) if rows is None and not folded else None
+    return Heads(value, rows, (sizes[0], sizes[1], sizes[2], sizes[3]), folded, packed)
+
+
+def _packed(value: ir.Value, rewriter: Rewriter) -> tuple[ir.Value, int] | None:
+    """Match the choice of queries, keys or values of [3, batch, heads, length, size], as vision transformers have them."""
+    node = value.producer()
+    if node is None or node.domain or not node.inputs:
+        return None
+    whole, numbers = node.inputs[0], rewriter.sizes.elements(node.inputs[1]) if len(node.inputs) > 1 else None
+    if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
+        index = numbers[0] if numbers is not None and len(numbers) == 1 else None
+    elif node.op_type == "Squeeze" and (numbers == [0] or node.attributes.get_ints("axes", ()) == (0,)):
+        index, whole = _part(whole, rewriter)
+    else:
+        return None
+    source = transposed(whole, 2, 0, 3, 1, 4)
+    return (source, index) if source is not None and isinstance(index, int) and 0 <= index < 3 else None
+
+
+def _part(value: ir.Value | None, rewriter: Rewriter) -> tuple[int | None, ir.Value | None]:
+    """Return which of the first axis a Slice or Split takes, and of what; it takes one."""
+    node = value.producer() if value is not None else None
+    if node is None or value is None or node.domain:
+        return None, None
+    if node.op_type == "Split" and node.attributes.get_int("axis", 0) == 0 and len(node.outputs) == 3:
+        return list(node.outputs).index(value), node.inputs[0]
+    if node.op_type != "Slice" or len(node.inputs) < 4:
+        return None, None
+    start, end, axes = (rewriter.sizes.elements(read) for read in node.inputs[1:4])
+    if start is None or end is None or axes != [0] or len(start) != 1 or not isinstance(start[0], int):
+        return None, None
+    return (start[0], node.inputs[0]) if end == [start[0] + 1] else (None, None)
 
 
 def heads_of_rows(rows: ir.Value, rewriter: Rewriter) -> Heads | None:
@@ -111,6 +145,15 @@ def flat_rows(part: Heads, last: ir.Node, hint: str, rewriter: Rewriter) -> ir.V
     assert isinstance(heads, int) and isinstance(size, int)
     sizes: list[Size] = [batch, length, heads * size]
     rows = part.rows
+    if part.packed is not None:
+        whole, index = part.packed
+        node, wide = whole.producer(), heads * size
+        source = node.inputs[0] if is_op(node, "Reshape", last.graph) and node is not None else None
+        if source is not None and rewriter.sizes.of(source) == [batch, length, 3 * wide]:
+            cut = [rewriter.constant(np.array([number], np.int64), "cut") for number in (index * wide, (index + 1) * wide, 2)]
+            return rewriter.add("Slice", [source, *cut], last, hint, sizes)
+        chosen = rewriter.constant(np.array(index, np.int64), "chosen")
+        rows = rewriter.add("Gather", [whole, chosen], last, f"{hint}_rows", [batch, length, heads, size], {"axis": 2})
     if rows is None:
         rows = rewriter.add("Transpose", [part.value], last, f"{hint}_rows", [batch, length, heads, size], {"perm": TO_HEADS})
     node = rows.producer()

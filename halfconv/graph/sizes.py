@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from halfconv.graph.reductions import axes_of
 from halfconv.graph.typegroups import is_weight
 
 __all__ = ["Learned", "Size", "Sizes"]
@@ -50,6 +51,7 @@ class Sizes:
     def __init__(self, learned: Learned | None = None) -> None:
         self._learned: Learned = {} if learned is None else learned
         self._known: Learned = {}
+        self._owners: dict[str, tuple[ir.Value, int]] = {}
 
     def of(self, value: ir.Value) -> list[Size] | None:
         """Return the sizes of all axes; None if the rank is unknown."""
@@ -61,6 +63,10 @@ class Sizes:
     def learn(self, value: ir.Value, sizes: Sequence[Size]) -> None:
         """Take note of a value's sizes, where something else than its producer tells them."""
         self._learned.update({(value, axis): size for axis, size in enumerate(sizes)})
+
+    def owner(self, size: Size) -> tuple[ir.Value, int] | None:
+        """Return the value and axis furthest up that were seen to have a size."""
+        return self._owners.get(size) if isinstance(size, str) else size if isinstance(size, tuple) else None
 
     def forget(self, value: ir.Value) -> None:
         """Forget a value's sizes: its layout changes."""
@@ -82,7 +88,10 @@ class Sizes:
             return key
         found = self._above(value, axis, depth - 1)
         if found is None:
-            found = given.value if isinstance(given, ir.SymbolicDim) and given.value else key
+            found = key
+            if isinstance(given, ir.SymbolicDim) and given.value:
+                found = given.value
+                self._owners.setdefault(found, key)
         self._known[key] = found
         return found
 
@@ -169,6 +178,9 @@ class Sizes:
         second = node.inputs[1] if len(node.inputs) > 1 else None
         if node.op_type == "MatMul" and second is not None and second.shape is not None:
             return self._product(first, rank, second, second.shape.rank(), axis, depth)
+        if node.op_type.startswith("Reduce") and node.attributes.get_int("keepdims", True):
+            axes = axes_of(node)
+            return None if not axes else 1 if axis in {place % rank for place in axes} else self.size(first, axis, depth)
         if node.op_type == "Transpose":
             perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else list(range(rank))[::-1]
             return self.size(first, perm[axis], depth)
@@ -176,15 +188,18 @@ class Sizes:
             sizes = self._reshaped(node, depth)
             return sizes[axis] if sizes is not None and axis < len(sizes) and sizes[axis] != (value, axis) else None
         if node.op_type == "Gather" and second is not None and second.shape is not None:
-            place = node.attributes.get_int("axis", 0) % rank
-            inside = place <= axis < place + second.shape.rank()
-            return self.size(second, axis - place, depth) if inside else None
+            place, picked = node.attributes.get_int("axis", 0) % rank, second.shape.rank()
+            if place <= axis < place + picked:
+                return self.size(second, axis - place, depth)
+            return self.size(first, axis if axis < place else axis - picked + 1, depth)
         if node.op_type in ("Split", "Concat"):
             if node.attributes.get_int("axis", 0) % rank != axis:
                 return self.size(first, axis, depth)
             if node.op_type == "Split":
-                parts = self.elements(second, depth)
-                place = list(node.outputs).index(value)
+                if second is None:
+                    whole, count = self.size(first, axis, depth), len(node.outputs)
+                    return whole // count if isinstance(whole, int) and whole % count == 0 else None
+                parts, place = self.elements(second, depth), list(node.outputs).index(value)
                 return parts[place] if parts is not None and place < len(parts) else None
             parts = [self.size(read, axis, depth) for read in node.inputs if read is not None and read.shape is not None]
             known = [size for size in parts if isinstance(size, int)]
@@ -199,6 +214,10 @@ class Sizes:
             if axes is None:
                 return None
             return 1 if axis in axes else self.size(first, axis - sum(place < axis for place in axes), depth)
+        if node.op_type == "Squeeze":
+            axes = self._axes(node, rank, depth)
+            kept = [place for place in range(rank) if axes is not None and place not in axes]
+            return self.size(first, kept[axis], depth) if axis < len(kept) else None
         if node.op_type == "Slice" and len(node.inputs) > 2:
             axes = self._axes(node, rank, depth, 3)
             if axes is not None and axis not in axes:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from halfconv.graph.fuse import only_reader, remove_unread
+from halfconv.graph.fuse import only_reader, remove_unread, scalar
 from halfconv.graph.rules import Outcome, Rewriter
 from halfconv.graph.typegroups import is_float
 
-__all__ = ["drop_cast", "drop_reshape", "merge_transposes"]
+__all__ = ["drop_cast", "drop_reshape", "drop_zero", "merge_transposes"]
 
 #: Operators of one input, and of others that hold one number, through which a transposition passes.
 THROUGH = frozenset({
@@ -24,11 +24,23 @@ THROUGH = frozenset({
 
 
 def drop_cast(node: ir.Node, rewriter: Rewriter) -> Outcome:
-    """Remove a Cast from FP32 to FP32: PyTorch code that computes a norm or softmax in FP32 on purpose leaves them."""
+    """Remove a Cast from FP32 to FP32, which PyTorch code leaves that computes a norm in FP32 on purpose, or an Identity."""
     value, output = node.inputs[0], node.outputs[0]
     if value is None or node.domain or not is_float(value) or not is_float(output) or output.is_graph_output():
         return None
     return _drop(node, value)
+
+
+def drop_zero(node: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Remove the addition of 0: PaddlePaddle's scale writes one."""
+    if node.domain or node.outputs[0].is_graph_output():
+        return None
+    for value, zero in (node.inputs, node.inputs[::-1]):
+        if value is None or zero is None or scalar(zero) != 0.0 or not is_float(value):
+            continue
+        if value.shape is not None and zero.shape is not None and zero.shape.rank() <= value.shape.rank():
+            return _drop(node, value)
+    return None
 
 
 def drop_reshape(node: ir.Node, rewriter: Rewriter) -> Outcome:

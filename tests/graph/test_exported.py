@@ -33,22 +33,24 @@ bert_swapped_ts       316  209  121  Attention 2, SkipLayerNormalization 4, Bias
 bert_swapped_dynamo   104  104   49  Attention 2, SkipLayerNormalization 4, BiasGelu 2
 torch_ts              331  216  190  no-op Cast 2, MultiHeadAttention 2, SkipLayerNormalization 4, BiasGelu 2
 torch_dynamo          111  111   85  MultiHeadAttention 2, SkipLayerNormalization 4, BiasGelu 2
+timm_vit_ts           129   89   21  Attention 2, SkipLayerNormalization 4, BiasGelu 2
+timm_vit_dynamo        88   88   18  Attention 2, SkipLayerNormalization 4, BiasGelu 2
 vit_ts                174  122   34  no-op Cast 4, Attention 2, SkipLayerNormalization 4, BiasGelu 2
 vit_dynamo            104  104   23  Attention 2, SkipLayerNormalization 4, BiasGelu 2
 convnext_ts            62   53   35  MatMul, Mul 3, BiasGelu 3
 convnext_dynamo        53   53   35  MatMul, Mul 3, BiasGelu 3
 resnet_ts              26   26   26
 resnet_dynamo          26   26   26
-gpt2_ts               480  294  226  no-op Cast 3, FastGelu 2, MultiHeadAttention 2, SkipLayerNormalization 4
-gpt2_dynamo           137  137   75  FastGelu 2, MultiHeadAttention 2, SkipLayerNormalization 4
+gpt2_ts               480  294  194  no-op Cast 3, FastGelu 2, Attention 2, SkipLayerNormalization 4
+gpt2_dynamo           137  137   66  FastGelu 2, Attention 2, SkipLayerNormalization 4
 llama_ts              558  364  334  no-op Cast 16, QuickGelu 2, MultiHeadAttention 2, SkipSimplifiedLayerNormalization 4
 llama_dynamo          186  186  132  QuickGelu 2, MultiHeadAttention 2, SkipSimplifiedLayerNormalization 4
-t5_ts                 297  200  130  no-op Cast 5, MultiHeadAttention 1, Attention 1, SkipSimplifiedLayerNormalization 4
+t5_ts                 297  200  122  no-op Cast 5, MultiHeadAttention 1, Attention 1, SkipSimplifiedLayerNormalization 4
 t5_dynamo             129  129   71  Attention 2, SkipSimplifiedLayerNormalization 4
 minilm_ts             687  385  138  LayerNormalization 1, Attention 6, SkipLayerNormalization 12, BiasGelu 6
 minilm_dynamo         299  299   88  Attention 6, SkipLayerNormalization 12, BiasGelu 6
-rapidocr_det          464  464  412  GlobalAveragePool 5, Gelu 13
-rapidocr_rec          480  440  378  LayerNormalization 5, GlobalAveragePool 5, Conv, BatchNormalization 3, Gelu 13, QuickGelu 5, MultiHeadAttention 2
+rapidocr_det          464  464  265  no-op Identity 147, GlobalAveragePool 5, Gelu 13
+rapidocr_rec          480  440  208  no-op Identity 130, no-op Add 2, LayerNormalization 1, GlobalAveragePool 5, Conv, BatchNormalization 3, Gelu 13, QuickGelu 5, Attention 2, SkipLayerNormalization 4
 rapidocr_cls          566  258  223  Conv, BatchNormalization 35
 silero_vad            689  348  342  no-op Cast 6
 magika                 95   95   79  FastGelu 2

@@ -277,6 +277,40 @@ def test_projections_that_stay(why: str, change: tuple[str, str], more: Arrays) 
     assert "MultiHeadAttention" in ops(made) and ("Attention", why) in reasons(done)
 
 
+#: How queries, keys and values come out of [3, batch, heads, length, size].
+CHOICES = {
+    "gather": "q4 = Gather<axis = 0>(t, i0)\n k4 = Gather<axis = 0>(t, i1)\n v4 = Gather<axis = 0>(t, i2)\n",
+    "split": "a, c, d = Split<axis = 0>(t)\n q4 = Squeeze(a, n0)\n k4 = Squeeze(c, n0)\n v4 = Squeeze(d, n0)\n",
+    "slice": "a = Slice(t, n0, n1, n0)\n q4 = Squeeze(a, n0)\n c = Slice(t, n1, n2, n0)\n k4 = Squeeze(c, n0)\n"
+             " d = Slice(t, n2, n3, n0)\n v4 = Squeeze(d, n0)\n",
+}  # fmt: skip
+PACKED = "t = Transpose<perm = [2,0,3,1,4]>(x5)\n {choice} kt = Transpose<perm = [0,1,3,2]>(k4)\n" + SCORES + REST
+PLACES = {f"n{k}": np.array([k]) for k in range(4)} | {f"i{k}": np.array(k) for k in range(3)}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("projected", [True, False])
+def test_queries_keys_and_values_in_one(projected: bool, choice: str) -> None:
+    body = PACKED.format(choice=CHOICES[choice])
+    before = "a5 = MatMul(x, w)\n x3 = Add(a5, bias)\n x5 = Reshape(x3, five)\n" if projected else ""
+    graph = f"({'float[b,s,32] x' if projected else 'float[b,s,3,4,8] x5'}) => (float[b,s,32] y) {{ {before} {body} }}"
+    weights = {name: array for name, array in (SHAPES | PLACES).items() if f" {name})" in graph or f" {name}," in graph}
+    weights |= {"w": normal(W, 3 * W), "bias": normal(3 * W), "five": np.array([0, 0, 3, H, D])} if projected else {}
+    made, _ = fuse(graph, {"x": normal(B, S, W)} if projected else {"x5": normal(B, S, 3, H, D)}, weights)
+    assert contrib(made) == {"Attention" if projected else "MultiHeadAttention": 1}
+    assert not projected or ops(made) == ["Attention"]
+
+
+def test_a_projection_of_flat_rows() -> None:
+    graph = (
+        "(float[b,s,32] x) => (float[b,s,32] y) { f = Reshape(x, rows)\n g = Gemm(f, w, bias)\n h = Shape<start = 0, end = 2>(x)\n"
+        f" n = Concat<axis = 0>(h, wide)\n x3 = Reshape(g, n)\n q, k, v = Split<axis = 2>(x3)\n {HEADS}{KEYS}{SCORES}{REST} }}"
+    )
+    weights = SHAPES | {"rows": np.array([-1, W]), "wide": np.array([3 * W]), "w": normal(W, 3 * W), "bias": normal(3 * W)}
+    made, _ = fuse(graph, {"x": normal(B, S, W)}, weights)
+    assert ops(made) == ["Attention"]
+
+
 ONNX = "(float[b,s,32] q, float[b,s,32] k, float[b,s,32] v{more}) => (float[b,s,32] y) {{ y = Attention<q_num_heads = 4, kv_num_heads = {kv}{options}>({reads}) }}"  # noqa: E501
 
 
@@ -460,8 +494,18 @@ def test_transpositions_cancel(body: str, left: list[str]) -> None:
 
 
 def test_what_only_stands_in_the_way_goes() -> None:
-    graph = "(float[b,s,8] x) => (float[b,s,8] y) { c = Cast<to = 1>(x)\n h = Shape(c)\n r = Reshape(c, h)\n y = Relu(r) }"
-    assert ops(fuse(graph, {"x": normal(2, 3, 8)})[0]) == ["Relu"]
+    graph = (
+        "(float[b,s,8] x) => (float[b,s,8] y) { c = Cast<to = 1>(x)\n h = Shape(c)\n r = Reshape(c, h)\n i = Identity(r)\n"
+        " a = Add(i, nought)\n y = Relu(a) }"
+    )
+    assert ops(fuse(graph, {"x": normal(2, 3, 8)}, {"nought": np.array(0, np.float32)})[0]) == ["Relu"]
+
+
+@pytest.mark.parametrize("addend", [np.zeros((2, 1, 1, 1), np.float32), np.array(1e-30, np.float32)], ids=["more axes", "not 0"])
+def test_an_addition_that_does_something_stays(addend: np.ndarray) -> None:
+    outputs = "float[c,b,s,t] y" if addend.ndim else "float[b,s,t] y"
+    graph = f"(float[b,s,8] x) => ({outputs}) {{ a = Add(x, addend)\n y = Relu(a) }}"
+    assert ops(fuse(graph, {"x": normal(2, 3, 8)}, {"addend": addend})[0]) == ["Add", "Relu"]
 
 
 def test_an_activation_behind_a_convolution_is_refused_for_want_of_a_kernel() -> None:

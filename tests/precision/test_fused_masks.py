@@ -37,8 +37,10 @@ def sample(maker: str) -> dict[str, np.ndarray]:
     return {"x": normal(B, S, W), **more[maker]}
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize(
+    "maker,guarded",
+    [*((maker, False) for maker in MAKERS), *((maker, True) for maker in MAKERS if maker != "summed")],  # which differs by head
+)
 def test_attention_with_a_mask_is_half_and_a_masked_row_has_numbers(maker: str, guarded: bool, tmp_path: Path) -> None:
     inputs, made, numbers = MAKERS[maker]
     change = GUARD if guarded else (GUARD[0], "m0 = Add(s, m)\n p = Softmax<axis = -1>(m0)")
