@@ -60,8 +60,8 @@ def _skip(
     if len(sides[0]) not in RANKS:
         return f"it has {len(sides[0])} axes, and ONNX Runtime's kernel takes 2 or 3"
     width = sides[0][-1]
-    if any(value.shape is None or value.shape.rank() != 1 or value.shape[0] != width for value in parameters):
-        return "its gamma or beta is not known to be of the last axis's size"
+    if not all(is_weight(value) and value.shape is not None and tuple(value.shape) == (width,) for value in parameters):
+        return "its gamma or beta is no weight of the last axis's size"
     return lambda: _make(last, nodes, total, add, parameters, epsilon, operator, rewriter)
 
 

@@ -144,6 +144,13 @@ def test_the_fused_model_converts_and_stays_close(key: str, tmp_path: Path) -> N
                 assert node.input[5] not in casts, "a Cast behind the mask's bound would make −∞ of it"
 
 
+@pytest.mark.parametrize("key", ["llama_ts", "llama_dynamo"])
+def test_what_the_simulation_does_not_model_is_refused_by_name(key: str) -> None:
+    refused = {(refusal.fusion, refusal.reason) for refusal in prepared(found(key)[0], "cuda")[1].refused}
+    for fusion in ("RotaryEmbedding", "GroupQueryAttention"):
+        assert (fusion, f"the simulation does not model how the GPU rounds inside {fusion}") in refused
+
+
 @pytest.mark.parametrize("key", ["bert_ts", "bert_dynamo", "bert_swapped_ts"])
 def test_a_row_that_is_masked_as_a_whole_has_numbers(key: str, tmp_path: Path) -> None:
     path, samples = found(key)

@@ -446,6 +446,17 @@ def test_a_residual_before_an_rms_norm(opset: int) -> None:
     assert contrib(made) == {"SkipSimplifiedLayerNormalization": 1} and ops(made)[-1] == "Add"
 
 
+def test_a_gamma_that_is_computed_behind_the_sum_is_left_alone() -> None:
+    graph = (
+        "(float[b,s,8] x, float[b,s,8] z, float[1,8] h) => (float[b,s,8] y, float[b,s,8] r) { t = Add(x, z)\n r = Relu(t)\n"
+        " g = Squeeze(h, nil)\n y = LayerNormalization(t, g, c) }"
+    )
+    feeds = {"x": normal(2, 3, 8), "z": normal(2, 3, 8), "h": normal(1, 8)}
+    made, done = fuse(graph, feeds, {"c": NORM["c"], "nil": np.array([0])})
+    assert not contrib(made)
+    assert reasons(done) == {("SkipLayerNormalization", "its gamma or beta is no weight of the last axis's size")}
+
+
 def test_sides_of_a_sum_that_may_differ_are_left_alone() -> None:
     graph = "(float[b,s,8] x, float[1,s,8] z) => (float[b,s,8] y) { t = Add(x, z)\n y = LayerNormalization(t, g, c) }"
     made, done = fuse(graph, {"x": normal(2, 3, 8), "z": normal(1, 3, 8)}, NORM)
