@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -24,6 +25,7 @@ __all__ = [
     "DetachDeadGraphsPass",
     "InferTypesPass",
     "InputConstantsPass",
+    "Kept",
     "Prepared",
     "Refusal",
     "ShareWeightsPass",
@@ -31,6 +33,10 @@ __all__ = [
     "prepare",
     "sweep",
 ]
+
+
+#: Returns the nodes that the user named, each with the rule that does.
+Kept = Callable[[Names], dict[ir.Node, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +67,14 @@ class Prepared:
         fusions: Fused operator -> how many were made.
         examples: Fused operator -> id of the first node made.
         refused: Fusions that were not made.
+        lost: (fusion, rule of the user) for each fusion that took up a node which the user had named.
     """
 
     notes: list[str] = field(default_factory=list)
     fusions: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
+    lost: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, later: Prepared) -> None:
         """Add what a second preparation did, which looks at the whole model again."""
@@ -79,7 +87,7 @@ class Prepared:
 
 def prepare(
     model: ir.Model, *, label: str = "the model", fuse: bool = True, target: str = "portable",
-    to: ir.DataType = ir.DataType.FLOAT16,
+    to: ir.DataType = ir.DataType.FLOAT16, without: frozenset[str] = frozenset(), kept: Kept | None = None,
 ) -> Prepared:  # fmt: skip
     """Prepare a model in place.
 
@@ -89,6 +97,8 @@ def prepare(
         fuse: Whether groups of operators become one, see `halfconv.graph.fusions`.
         target: The kind of hardware, which decides which.
         to: The half-precision type that the result must have kernels for.
+        without: Names of the target's fusions that are left out.
+        kept: Returns the nodes that the user named, each with the rule: a fusion that takes one up is reported as lost.
 
     Raises:
         InputError: The graph has a cycle.
@@ -128,17 +138,26 @@ def prepare(
     InferTypesPass()(model)
     LiftClipPass()(model)
     if fuse:
-        _fuse(model, done, target, to)
+        _fuse(model, done, target, to, without, kept)
     return done
 
 
-def _fuse(model: ir.Model, done: Prepared, target: str, to: ir.DataType) -> None:
+def _fuse(
+    model: ir.Model, done: Prepared, target: str, to: ir.DataType, without: frozenset[str], kept: Kept | None
+) -> None:  # fmt: skip
     """Apply the fusions of a target, and write down what they did."""
     made: dict[str, list[ir.Node]] = {}
     refused: list[tuple[str, ir.Node, str]] = []
+    named = kept(Names.of(model)) if kept is not None else {}
     for fusion, fuse in fusions_for(target, to):
+        if fusion.targets is not None and fusion.name in without:
+            continue
         if fuse(model).modified:
             sweep(model)
+            gone = [node for node in named if node.graph is None]
+            rules = {named.pop(node) for node in gone}
+            if fusion.targets is not None:
+                done.lost |= {(fusion.name, rule) for rule in rules}
         if fuse.count:
             done.fusions[fusion.name] = done.fusions.get(fusion.name, 0) + fuse.count
         made.setdefault(fusion.name, []).extend(node for node in fuse.made if node.graph is not None)
