@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.errors import InputError, UnsupportedModel
-from halfconv.graph.fusions import fusions_for
+from halfconv.graph.fusing import Kept, Prepared, Refusal, fuse_for
 from halfconv.graph.lift import LiftClipPass
-from halfconv.graph.names import Names, subgraphs, values_of
+from halfconv.graph.names import subgraphs, values_of
 from halfconv.graph.schema import signature
+from halfconv.graph.sweep import DetachDeadGraphsPass, sweep
 from halfconv.graph.typegroups import is_weight
 from halfconv.graph.validate import check_functions, check_nodes
 
@@ -33,56 +32,6 @@ __all__ = [
     "prepare",
     "sweep",
 ]
-
-
-#: Returns the nodes that the user named, each with the rule that does.
-Kept = Callable[[Names], dict[ir.Node, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A fusion that was not made.
-
-    Attributes:
-        fusion: Its name.
-        node: Id of the node where it began to match.
-        reason: Why not.
-    """
-
-    fusion: str
-    node: str
-    reason: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the entry as JSON data."""
-        return {"fusion": self.fusion, "node": self.node, "reason": self.reason}
-
-
-@dataclass(slots=True)
-class Prepared:
-    """What preparation did.
-
-    Attributes:
-        notes: Sentences for the report.
-        fusions: Fused operator -> how many were made.
-        examples: Fused operator -> id of the first node made.
-        refused: Fusions that were not made.
-        lost: (fusion, rule of the user) for each fusion that took up a node which the user had named.
-    """
-
-    notes: list[str] = field(default_factory=list)
-    fusions: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-    refused: list[Refusal] = field(default_factory=list)
-    lost: set[tuple[str, str]] = field(default_factory=set)
-
-    def add(self, later: Prepared) -> None:
-        """Add what a second preparation did, which looks at the whole model again."""
-        self.notes += later.notes
-        for name, count in later.fusions.items():
-            self.fusions[name] = self.fusions.get(name, 0) + count
-        self.examples = later.examples | self.examples
-        self.refused = later.refused
 
 
 def prepare(
@@ -138,41 +87,8 @@ def prepare(
     InferTypesPass()(model)
     LiftClipPass()(model)
     if fuse:
-        _fuse(model, done, target, to, without, kept)
+        fuse_for(model, done, target, to, without, kept)
     return done
-
-
-def _fuse(
-    model: ir.Model, done: Prepared, target: str, to: ir.DataType, without: frozenset[str], kept: Kept | None
-) -> None:  # fmt: skip
-    """Apply the fusions of a target, and write down what they did."""
-    made: dict[str, list[ir.Node]] = {}
-    refused: list[tuple[str, ir.Node, str]] = []
-    named = kept(Names.of(model)) if kept is not None else {}
-    for fusion, fuse in fusions_for(target, to):
-        if fusion.targets is not None and fusion.name in without:
-            continue
-        if fuse(model).modified:
-            sweep(model)
-            gone = [node for node in named if node.graph is None]
-            rules = {named.pop(node) for node in gone}
-            if fusion.targets is not None:
-                done.lost |= {(fusion.name, rule) for rule in rules}
-        if fuse.count:
-            done.fusions[fusion.name] = done.fusions.get(fusion.name, 0) + fuse.count
-        made.setdefault(fusion.name, []).extend(node for node in fuse.made if node.graph is not None)
-        refused += [(fusion.name, node, reason) for node, reason in fuse.refused]
-    names = Names.of(model)
-    for name, nodes in made.items():
-        # What another fusion took up does not count any more.
-        left = [node for node in nodes if node.graph is not None]
-        if lost := len(nodes) - len(left):
-            done.fusions[name] -= lost
-        if not done.fusions.get(name, 1):
-            del done.fusions[name]
-        if left:
-            done.examples[name] = names.node[left[0]]
-    done.refused = [Refusal(name, names.node[node], reason) for name, node, reason in refused if node in names.node]
 
 
 def _check_operators(model: ir.Model, label: str) -> None:
@@ -184,12 +100,6 @@ def _check_operators(model: ir.Model, label: str) -> None:
                 f"{label}: node '{node.name or ''}' has operator {node.op_type}, unknown in opset {version}",
                 "pip install -U onnx, or export with a newer opset",
             )
-
-
-def sweep(model: ir.Model) -> None:
-    """Remove what nobody reads, and what only such nodes read."""
-    DetachDeadGraphsPass()(model)
-    common.RemoveUnusedNodesPass()(model)
 
 
 class UniqueNamesPass(ir.passes.InPlacePass):
@@ -235,28 +145,6 @@ class UniqueNamesPass(ir.passes.InPlacePass):
             for _, body in subgraphs(node):
                 changed |= self._visit(body, inner, taken)
         return changed
-
-
-class DetachDeadGraphsPass(ir.passes.InPlacePass):
-    """Make the bodies of nodes that nobody reads release what they read: onnx-ir would go on counting them as readers."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Run the pass."""
-        changed = False
-        dead: set[ir.Node] = set()
-        for graph in reversed(list(model.graphs())):  # inner graphs first: a dead node inside one reads nothing
-            for node in reversed(graph):
-                if any(o.is_graph_output() or any(use.node not in dead for use in o.uses()) for o in node.outputs):
-                    continue
-                dead.add(node)
-                for _, body in subgraphs(node):
-                    for inner in ir.traversal.RecursiveGraphIterator(body):
-                        dead.add(inner)
-                        for index, value in enumerate(inner.inputs):
-                            if value is not None:
-                                inner.replace_input_with(index, None)
-                                changed = True
-        return ir.passes.PassResult(model, modified=changed)
 
 
 class ShareWeightsPass(ir.passes.InPlacePass):
