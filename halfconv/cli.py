@@ -145,10 +145,12 @@ def cli() -> None:
 @_rule_options
 @_links_option
 @plan_option("Show what this saved plan keeps in FP32, and check that it fits MODEL.")
+@click.option("--fusions", is_flag=True, help="Show what would be fused for the target, and what not and why.")
 @_json_option
 def inspect(
-    model: Path, to: str, target: str, fuse: bool, allow_links: Path | None, plan: Path | None, as_json: bool, **options: Any
-) -> None:
+    model: Path, to: str, target: str, fuse: bool, allow_links: Path | None, plan: Path | None, fusions: bool, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Show what MODEL holds, and what would stay FP32 and why."""
     from halfconv.inspection import inspect as run
 
@@ -156,6 +158,11 @@ def inspect(
         report = run(model, to=to, target=target, rules=_rules(options), fuse=fuse, plan=plan, allow_links=allow_links)
     if as_json:
         _print_json(report.to_dict())
+        return
+    if fusions:
+        from halfconv.report.fusions import show_fusions
+
+        show_fusions(report, _console())
         return
     if plan is not None:
         from halfconv.report.plans import show_fit

@@ -11,13 +11,15 @@ from typing import Any
 
 import onnx_ir as ir
 
+from halfconv.graph.fusions import FUSIONS
+from halfconv.graph.prepare import Refusal
 from halfconv.placement import Placed, placement
 from halfconv.planning import plan_model
 from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.rules import Rules
 from halfconv.result import FloatValue
 
-__all__ = ["InspectReport", "OddWeight", "inspect"]
+__all__ = ["Fused", "InspectReport", "OddWeight", "inspect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,27 @@ class OddWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class Fused:
+    """A fusion that was made.
+
+    Attributes:
+        fusion: Its name: as a rule, the operator that it makes.
+        count: How often.
+        node: Id of the first node made; "" if it only removed nodes.
+        why: What it is good for.
+    """
+
+    fusion: str
+    count: int
+    node: str
+    why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON data."""
+        return {key: getattr(self, key) for key in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
 class InspectReport:
     """What a model holds.
 
@@ -56,6 +79,7 @@ class InspectReport:
         sha256: Its SHA-256.
         bytes: Its size, external data included.
         to: The half-precision format that a conversion would have: ``fp16`` or ``bf16``.
+        target: The kind of hardware that it would be made for.
         ir_version: Its IR version.
         opsets: Domain -> opset, as declared in the file.
         inputs: (name, type and shape) of each input.
@@ -69,6 +93,8 @@ class InspectReport:
         weights: Weights that half precision changes by more than rounding.
         fusions: Fused operator -> number.
         placement: Which kernels the nodes would get from the providers that the target means.
+        fused: The same, with an example and a reason each.
+        refused: Fusions that began to match and were not made, each with its reason.
         seconds: Seconds by stage.
         warnings: Sentences that deserve attention.
     """
@@ -77,6 +103,7 @@ class InspectReport:
     sha256: str
     bytes: int
     to: str
+    target: str
     ir_version: int
     opsets: Mapping[str, int]
     inputs: tuple[tuple[str, str], ...]
@@ -90,6 +117,8 @@ class InspectReport:
     weights: tuple[OddWeight, ...]
     fusions: Mapping[str, int]
     placement: tuple[Placed, ...]
+    fused: tuple[Fused, ...]
+    refused: tuple[Refusal, ...]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
 
@@ -101,6 +130,7 @@ class InspectReport:
             "sha256": self.sha256,
             "bytes": self.bytes,
             "to": self.to,
+            "target": self.target,
             "ir_version": self.ir_version,
             "opsets": dict(self.opsets),
             "inputs": [{"name": name, "type": kind} for name, kind in self.inputs],
@@ -114,6 +144,8 @@ class InspectReport:
             "weights": [entry.to_dict() for entry in self.weights],
             "fusions": dict(self.fusions),
             "placement": [entry.to_dict() for entry in self.placement],
+            "fused": [entry.to_dict() for entry in self.fused],
+            "refused": [entry.to_dict() for entry in self.refused],
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "warnings": list(self.warnings),
         }
@@ -136,7 +168,7 @@ def inspect(
         to: ``fp16`` or ``bf16``.
         target: The kind of hardware that the model would be made for.
         rules: What the user wants kept in FP32 or forced to half.
-        fuse: Whether decomposed norms would become one operator.
+        fuse: Whether groups of operators would become one, as the target has them.
         plan: A saved plan that a conversion would replay; its types and reasons are reported.
         allow_links: A folder; data files that are links are read if their real path lies below it.
 
@@ -145,7 +177,7 @@ def inspect(
         UsageError: A rule matches nothing.
     """
     planned = plan_model(model, to=to, target=target, rules=rules, fuse=fuse, plan=plan, allow_links=allow_links)
-    graph, source = planned.source.model.graph, planned.source
+    graph, source, prepared = planned.source.model.graph, planned.source, planned.prepared
     dtypes: Counter[str] = Counter()
     for scope in planned.names.scopes:
         for value in scope.graph.initializers.values():
@@ -160,7 +192,8 @@ def inspect(
         model=source.path,
         sha256=source.sha256,
         bytes=source.bytes,
-        to=to,
+        to=planned.plan.to,
+        target=planned.plan.target,
         ir_version=source.ir_version,
         opsets=dict(sorted(source.opsets.items())),
         inputs=tuple((value.name or "", _type(value)) for value in graph.inputs),
@@ -172,8 +205,13 @@ def inspect(
         casts=len(planned.plan.casts),
         fp32=tuple(FloatValue.of(value) for value in planned.plan.fp32()),
         weights=tuple(odd),
-        fusions=planned.prepared.fusions,
         placement=placement(planned),
+        fusions=prepared.fusions,
+        fused=tuple(
+            Fused(name, count, prepared.examples.get(name, ""), next((f.why for f in FUSIONS if f.name == name), ""))
+            for name, count in prepared.fusions.items()
+        ),
+        refused=tuple(prepared.refused),
         seconds=planned.seconds,
         warnings=tuple([*planned.prepared.notes, *planned.assignment.overruled]),
     )

@@ -89,7 +89,7 @@ def convert(
         allow_ops: Operators that become half although the block list or a measurement says no.
         allow_nodes: Regular expressions of node ids, likewise.
         block_list: ``default``, ``none`` or ``onnxconverter-common``.
-        fuse: Whether decomposed norms become one operator.
+        fuse: Whether groups of operators become one, as the target has them, see `halfconv.graph.fusions`.
         check: Whether to simulate the result, and to check the written file (ONNX's checker, interface, a session in a child
             process).
         external_data: ``auto`` (weights beside the model where the input's are, and beyond 2 GB), ``always`` or ``never``.

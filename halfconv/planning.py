@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 
@@ -23,7 +25,7 @@ from halfconv.precision.opset import decide, needs_raising, raise_for
 from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.planner import Assignment, assign, build_plan, keep_all
 from halfconv.precision.replay import replay, settle
-from halfconv.precision.rules import Decision, Rules, Strength
+from halfconv.precision.rules import Decision, Rules, Strength, named
 from halfconv.progress import Progress, StageClock
 from halfconv.storage import METADATA_PREFIX
 
@@ -100,14 +102,19 @@ def plan_model(
         source = load(model, allow_links)
     half_inputs, half_outputs = half_borders(source, half_io, keep_io)
     with clock.stage("prepare"):
-        prepared = prepare(source.model, label=str(source.path), fuse=fuse)
+        named_by = rules if given is None else _rules_of(given)
+        source, prepared, without = _prepared(source, allow_links, fuse, target, dtype, named_by)
         untouched = converted_before(source.model, to) and not rules.to_dict() and not half_inputs | half_outputs
         decided: list[Decision] = []
         if given is not None:
-            names, raised = raise_for(source.model, given.structure_sha256, FORMATS[to], prepared, str(source.path), fuse=fuse), 0
+            names = raise_for(
+                source.model, given.structure_sha256, FORMATS[to], prepared, str(source.path), fuse=fuse, target=target,
+                without=without,
+            )  # fmt: skip
+            raised = 0
         else:
             names, decided, raised = decide(
-                source.model, rules, FORMATS[to], prepared, label=str(source.path), fuse=fuse,
+                source.model, rules, FORMATS[to], prepared, label=str(source.path), fuse=fuse, target=target, without=without,
                 half_io=bool(half_inputs | half_outputs), raising=raising and not untouched,
             )  # fmt: skip
         groups = TypeGroups.of(source.model, names, dtype)
@@ -147,6 +154,33 @@ def plan_model(
         source, prepared, names, groups, weights, assignment, made, dtype, half_inputs, half_outputs, rules,
         None if given is not None or untouched else decided, structure, clock.seconds,
     )  # fmt: skip
+
+
+def _prepared(
+    source: SourceModel, allow_links: str | os.PathLike[str] | None, fuse: bool, target: str, dtype: ir.DataType, rules: Rules
+) -> tuple[SourceModel, Prepared, frozenset[str]]:  # fmt: skip
+    """Prepare a model, without the target's fusions that would take up what the user named: block and allow rules beat them.
+
+    Returns:
+        The model, loaded again if need be; what was done; and the fusions left out.
+    """
+    without: dict[str, str] = {}
+    kept = partial(named, rules=rules) if rules.to_dict() else None
+    while True:
+        label, left_out = str(source.path), frozenset(without)
+        prepared = prepare(source.model, label=label, fuse=fuse, target=target, to=dtype, without=left_out, kept=kept)
+        if not prepared.lost:
+            prepared.notes += [f"{fusion} is not fused: {rule} names what it would take up" for fusion, rule in without.items()]
+            return source, prepared, left_out
+        without |= dict(sorted(prepared.lost))
+        source = load(source.path, allow_links)
+
+
+def _rules_of(plan: PrecisionPlan) -> Rules:
+    """Return the rules that a plan was made with."""
+    known = {field.name for field in fields(Rules)}
+    said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plan.options.items() if k in known}
+    return Rules(**said)
 
 
 def replanned(planned: Planned, assignment: Assignment) -> PrecisionPlan:

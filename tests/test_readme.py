@@ -260,6 +260,27 @@ def make_unmodelled() -> str:
     return "\n".join([row("operator", "why"), "|---|---|", *rows])
 
 
+def make_fusions() -> str:
+    from halfconv.graph.fusions import FUSIONS
+
+    lines = [row("fusion", "targets", "what it is good for"), "|---|---|---|"]
+    for known in FUSIONS:
+        targets = ", ".join(f"`{target}`" for target in sorted(known.targets)) if known.targets else "all"
+        lines.append(row(f"{known.name}", targets, known.why))
+    return "\n".join(lines)
+
+
+def make_nodes() -> str:
+    from tests.graph.test_exported import ROWS
+
+    lines = [row("model", "exporter", "nodes", "by default", "for CUDA", "fused for CUDA"), "|---|---|---|---|---|---|"]
+    for name in ("bert", "vit", "timm_vit", "gpt2", "convnext", "resnet"):
+        for exporter in ("ts", "dynamo"):
+            _, *counts = ROWS[f"{name}_{exporter}"].split(maxsplit=4)
+            lines.append(row(name, {"ts": "TorchScript"}.get(exporter, exporter), *counts[:3], *(counts[3:] or ["nothing"])))
+    return "\n".join(lines)
+
+
 def fenced(output: str) -> str:
     lines = [line.rstrip() for line in output.strip("\n").splitlines()]
     return "```text\n" + "\n".join(lines) + "\n```"
@@ -278,6 +299,8 @@ MAKERS: dict[str, Callable[[], str]] = {
     "fidelity": make_fidelity,
     "session": make_session,
     "unmodelled": make_unmodelled,
+    "fusions": make_fusions,
+    "nodes": make_nodes,
 }
 
 

@@ -116,9 +116,9 @@ def onnx_attention(b: Builder, node: ir.Node) -> list[ir.Value]:
 
 
 def is_plain_contrib(node: ir.Node) -> bool:
-    """Tell whether a com.microsoft.Attention has no cache, no bias of scores, and queries, keys and values of one size."""
+    """Tell whether a com.microsoft.Attention has no cache, and queries, keys and values of one size."""
     odd = ("qkv_hidden_sizes", "past_present_share_buffer", "do_rotary")
-    if not _only(node, (0, 1, 2, 3), odd) or "qkv_hidden_sizes" in node.attributes:
+    if not _only(node, (0, 1, 2, 3, 5), odd) or "qkv_hidden_sizes" in node.attributes:
         return False
     mask, x = given(node, 3), first(node).shape
     if mask is None:
@@ -139,7 +139,9 @@ def contrib_attention(b: Builder, node: ir.Node) -> list[ir.Value]:
     mask, heads = given(node, 3), node.attributes.get_int("num_heads", 1)
     if mask is None and not node.attributes.get_int("unidirectional", 0):
         q, k, v = (_split_heads(b, value, heads) for value in (q, k, v))
-        return [_join_heads(b, _flash(b, q, k, v, _scale(b, node, q), None))]
+        return [_join_heads(b, _flash(b, q, k, v, _scale(b, node, q), given(node, 5)))]
     kept = {name: a for name, a in node.attributes.items() if name in ("num_heads", "unidirectional", "mask_filter_value", "scale")}
-    inputs = [q, k, v] + ([None, mask] if mask is not None else [])
+    inputs = [q, k, v, None, mask, given(node, 5)]
+    while inputs[-1] is None:
+        inputs.pop()
     return [b.round(b.several("MultiHeadAttention", inputs, 1, domain=MS, **kept)[0])]

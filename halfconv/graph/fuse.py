@@ -1,15 +1,45 @@
-"""Rewrite small groups of operators that half precision cannot hold as one that it can; the steps of doing so."""
+"""What fusions have in common, and two that half precision needs on every target.
+
+Which fusions there are, and which target gets which, is in `halfconv.graph.fusions`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
+from halfconv.graph.names import subgraphs
 from halfconv.graph.reductions import axes_of
 from halfconv.graph.typegroups import is_float, is_weight
 
-__all__ = ["CancelRootPass", "PoolMeanPass", "is_op", "is_square", "only_reader", "put_in_place", "scalar"]
+__all__ = [
+    "CancelRootPass",
+    "FusionPass",
+    "PoolMeanPass",
+    "is_op",
+    "is_square",
+    "only_reader",
+    "put_in_place",
+    "remove_unread",
+    "scalar",
+]
+
+
+class FusionPass(ir.passes.InPlacePass):
+    """What all fusions have.
+
+    Attributes:
+        count: Number of fusions.
+        made: The nodes that they made.
+        refused: Nodes where one began to match, and why it was not made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.made: list[ir.Node] = []
+        self.refused: list[tuple[ir.Node, str]] = []
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -65,18 +95,24 @@ def put_in_place(node: ir.Node, last: ir.Node, parts: Sequence[ir.Node] = ()) ->
     result.name = name
 
 
-class CancelRootPass(ir.passes.InPlacePass):
+def remove_unread(nodes: Iterable[ir.Node | None]) -> None:
+    """Remove nodes that nobody reads, and what only they read."""
+    todo = list(nodes)
+    while todo:
+        node = todo.pop()
+        if node is None or node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
+            continue
+        if next(iter(subgraphs(node)), None) is not None:
+            continue
+        todo += [value.producer() for value in node.inputs if value is not None]
+        node.graph.remove(node, safe=True)
+
+
+class CancelRootPass(FusionPass):
     """Remove a root that is squared again: sqrt(re² + im²)² is re² + im².
 
     Power spectra are exported so. Only roots of sums of squares are cancelled, for which both forms are the same.
-
-    Attributes:
-        count: Number of pairs removed.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
@@ -93,19 +129,12 @@ class CancelRootPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(self.count))
 
 
-class PoolMeanPass(ir.passes.InPlacePass):
+class PoolMeanPass(FusionPass):
     """Write a mean over all spatial axes as GlobalAveragePool.
 
     The two are the same, but in half the CUDA provider's mean rounds the sum before it divides, and overflows on feature maps of
     ordinary size; its pooling keeps FP32 inside.
-
-    Attributes:
-        count: Number of means written so.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
@@ -116,6 +145,7 @@ class PoolMeanPass(ir.passes.InPlacePass):
             rank, axes = value.shape.rank(), axes_of(node)
             if axes is None or rank not in (4, 5) or {axis % rank for axis in axes} != set(range(2, rank)):
                 continue
-            put_in_place(ir.node("GlobalAveragePool", [value], metadata_props=dict(node.metadata_props)), node)
+            self.made.append(ir.node("GlobalAveragePool", [value], metadata_props=dict(node.metadata_props)))
+            put_in_place(self.made[-1], node)
             self.count += 1
         return ir.passes.PassResult(model, modified=bool(self.count))

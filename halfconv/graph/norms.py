@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.graph.fuse import is_op, is_square, only_reader, put_in_place, scalar
-from halfconv.graph.lift import Fresh, lift
+from halfconv.graph.fuse import FusionPass, is_op, is_square, only_reader, put_in_place, scalar
+from halfconv.graph.lift import Fresh, lift, obstacle
 from halfconv.graph.reductions import over_last
 from halfconv.graph.typegroups import is_float, is_weight
 
-__all__ = ["FuseLayerNormPass", "FuseRmsNormPass"]
+__all__ = ["FuseLayerNormPass", "FuseRmsNormPass", "match_rms"]
 
 #: The longest axis for which a gamma of ones is made: what a file declares may be anything.
 MAX_SIZE = 1 << 20
@@ -43,7 +43,7 @@ class _Norm:
     epsilon: float
 
 
-class FuseLayerNormPass(ir.passes.InPlacePass):
+class FuseLayerNormPass(FusionPass):
     """Fuse (x − mean) / sqrt(mean((x − mean)²) + eps) · gamma + beta over the last axis into LayerNormalization.
 
     Gamma and beta may be missing, or be something else than one number per element: then they stay behind the norm. The root may be
@@ -51,48 +51,45 @@ class FuseLayerNormPass(ir.passes.InPlacePass):
     x · w + (beta − mean · w) with w = gamma / sqrt(…).
 
     The model's opset is raised to 17 for it where that changes nothing else; models where it would keep their norms decomposed.
-
-    Attributes:
-        count: Number of norms fused.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        matching = any(_match(node) is not None for node in ir.traversal.RecursiveGraphIterator(model.graph))
-        if not matching or not lift(model, OPSET):
+        matching = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if _match(node) is not None]
+        if matching and not lift(model, OPSET):
+            bar = obstacle(model, OPSET)
+            what = f"which {bar.op_type} '{bar.name or ''}' keeps it from" if bar is not None else "to which it cannot be raised"
+            self.refused = [(node, f"it needs opset {OPSET}, {what}; the model has {_opset(model)}") for node in matching]
             return ir.passes.PassResult(model, modified=False)
-        self.count = _fuse(model, _match, "LayerNormalization")
-        return ir.passes.PassResult(model, modified=True)
+        self.made = _fuse(model, _match, "LayerNormalization")
+        self.count = len(self.made)
+        return ir.passes.PassResult(model, modified=bool(matching))
 
 
-class FuseRmsNormPass(ir.passes.InPlacePass):
+class FuseRmsNormPass(FusionPass):
     """Fuse x / sqrt(mean(x²) + eps) · gamma over the last axis into RMSNormalization, in models of opset 23 and later.
 
     Gamma may be missing. Older opsets have no operator for it, and raising a model so far would shut older runtimes out.
-
-    Attributes:
-        count: Number of norms fused.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        if model.opset_imports.get("", 0) < RMS_OPSET:
+        if _opset(model) < RMS_OPSET:
+            matching = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if match_rms(node) is not None]
+            self.refused = [(node, f"it needs opset {RMS_OPSET}; the model has {_opset(model)}") for node in matching]
             return ir.passes.PassResult(model, modified=False)
-        self.count = _fuse(model, _match_rms, "RMSNormalization")
+        self.made = _fuse(model, match_rms, "RMSNormalization")
+        self.count = len(self.made)
         return ir.passes.PassResult(model, modified=bool(self.count))
 
 
-def _fuse(model: ir.Model, match: Callable[[ir.Node], _Norm | None], operator: str) -> int:
-    """Put an operator in the place of what matches, and return how many."""
-    ones, count = _Ones(model), 0
+def _opset(model: ir.Model) -> int:
+    return model.opset_imports.get("", 0)
+
+
+def _fuse(model: ir.Model, match: Callable[[ir.Node], _Norm | None], operator: str) -> list[ir.Node]:
+    """Put an operator in the place of what matches, and return the nodes made."""
+    ones, made = _Ones(model), []
     for node in [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if match(node) is not None]:
         # Matched again: the input of this norm may be the output of one that was just replaced.
         found = match(node)
@@ -107,8 +104,8 @@ def _fuse(model: ir.Model, match: Callable[[ir.Node], _Norm | None], operator: s
             metadata_props=dict(last.metadata_props),
         )
         put_in_place(norm, last, found.nodes[-2::-1])
-        count += 1
-    return count
+        made.append(norm)
+    return made
 
 
 class _Ones:
@@ -177,7 +174,7 @@ def _match_spread(node: ir.Node) -> _Norm | None:
     return None
 
 
-def _match_rms(node: ir.Node) -> _Norm | None:
+def match_rms(node: ir.Node) -> _Norm | None:
     """Match x / root, with the gamma that follows, where the root is of the mean of x²."""
     for x, root in _applications(node):
         inner = _mean_square(root, node.graph)

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.errors import InputError, UnsupportedModel
-from halfconv.graph.fuse import CancelRootPass, PoolMeanPass
+from halfconv.graph.fusing import Kept, Prepared, Refusal, fuse_for
 from halfconv.graph.lift import LiftClipPass
 from halfconv.graph.names import subgraphs, values_of
-from halfconv.graph.norms import FuseLayerNormPass, FuseRmsNormPass
 from halfconv.graph.schema import signature
+from halfconv.graph.sweep import DetachDeadGraphsPass, sweep
 from halfconv.graph.typegroups import is_weight
 from halfconv.graph.validate import check_functions, check_nodes
 
@@ -25,7 +24,9 @@ __all__ = [
     "DetachDeadGraphsPass",
     "InferTypesPass",
     "InputConstantsPass",
+    "Kept",
     "Prepared",
+    "Refusal",
     "ShareWeightsPass",
     "UniqueNamesPass",
     "prepare",
@@ -33,32 +34,20 @@ __all__ = [
 ]
 
 
-@dataclass(slots=True)
-class Prepared:
-    """What preparation did.
-
-    Attributes:
-        notes: Sentences for the report.
-        fusions: Fused operator -> how many were made.
-    """
-
-    notes: list[str] = field(default_factory=list)
-    fusions: dict[str, int] = field(default_factory=dict)
-
-    def add(self, later: Prepared) -> None:
-        """Add what a second preparation did."""
-        self.notes += later.notes
-        for name, count in later.fusions.items():
-            self.fusions[name] = self.fusions.get(name, 0) + count
-
-
-def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> Prepared:
+def prepare(
+    model: ir.Model, *, label: str = "the model", fuse: bool = True, target: str = "portable",
+    to: ir.DataType = ir.DataType.FLOAT16, without: frozenset[str] = frozenset(), kept: Kept | None = None,
+) -> Prepared:  # fmt: skip
     """Prepare a model in place.
 
     Args:
         model: A loaded model.
         label: What messages call it.
-        fuse: Whether decomposed norms become one operator.
+        fuse: Whether groups of operators become one, see `halfconv.graph.fusions`.
+        target: The kind of hardware, which decides which.
+        to: The half-precision type that the result must have kernels for.
+        without: Names of the target's fusions that are left out.
+        kept: Returns the nodes that the user named, each with the rule: a fusion that takes one up is reported as lost.
 
     Raises:
         InputError: The graph has a cycle.
@@ -98,25 +87,7 @@ def prepare(model: ir.Model, *, label: str = "the model", fuse: bool = True) -> 
     InferTypesPass()(model)
     LiftClipPass()(model)
     if fuse:
-        cancelled = CancelRootPass()
-        cancelled(model)
-        if cancelled.count:
-            done.fusions["Sqrt, Pow"] = cancelled.count
-            sweep(model)
-        fused = FuseLayerNormPass()
-        fused(model)
-        if fused.count:
-            done.fusions["LayerNormalization"] = fused.count
-            sweep(model)
-        root_mean_square = FuseRmsNormPass()
-        root_mean_square(model)
-        if root_mean_square.count:
-            done.fusions["RMSNormalization"] = root_mean_square.count
-            sweep(model)
-        pooled = PoolMeanPass()
-        pooled(model)
-        if pooled.count:
-            done.fusions["GlobalAveragePool"] = pooled.count
+        fuse_for(model, done, target, to, without, kept)
     return done
 
 
@@ -129,12 +100,6 @@ def _check_operators(model: ir.Model, label: str) -> None:
                 f"{label}: node '{node.name or ''}' has operator {node.op_type}, unknown in opset {version}",
                 "pip install -U onnx, or export with a newer opset",
             )
-
-
-def sweep(model: ir.Model) -> None:
-    """Remove what nobody reads, and what only such nodes read."""
-    DetachDeadGraphsPass()(model)
-    common.RemoveUnusedNodesPass()(model)
 
 
 class UniqueNamesPass(ir.passes.InPlacePass):
@@ -180,28 +145,6 @@ class UniqueNamesPass(ir.passes.InPlacePass):
             for _, body in subgraphs(node):
                 changed |= self._visit(body, inner, taken)
         return changed
-
-
-class DetachDeadGraphsPass(ir.passes.InPlacePass):
-    """Make the bodies of nodes that nobody reads release what they read: onnx-ir would go on counting them as readers."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Run the pass."""
-        changed = False
-        dead: set[ir.Node] = set()
-        for graph in reversed(list(model.graphs())):  # inner graphs first: a dead node inside one reads nothing
-            for node in reversed(graph):
-                if any(o.is_graph_output() or any(use.node not in dead for use in o.uses()) for o in node.outputs):
-                    continue
-                dead.add(node)
-                for _, body in subgraphs(node):
-                    for inner in ir.traversal.RecursiveGraphIterator(body):
-                        dead.add(inner)
-                        for index, value in enumerate(inner.inputs):
-                            if value is not None:
-                                inner.replace_input_with(index, None)
-                                changed = True
-        return ir.passes.PassResult(model, modified=changed)
 
 
 class ShareWeightsPass(ir.passes.InPlacePass):

@@ -13,7 +13,7 @@ from halfconv.graph.names import Names
 from halfconv.graph.typegroups import TypeGroups, is_float
 from halfconv.precision.flow import SELECTION_OPS, op, readers, scalar
 from halfconv.precision.formats import HalfFormat, format_of
-from halfconv.precision.masks import SAFE_SINKS, sinks
+from halfconv.precision.masks import SAFE_SINKS, masks_attention, sinks
 from halfconv.precision.match import Match
 from halfconv.precision.weights import RoundingStats, rounding_stats
 
@@ -106,6 +106,8 @@ def constant_ranges(names: Names, groups: TypeGroups, weights: dict[ir.Value, We
 
 def _out_of_range(node: ir.Node, index: int, known: WeightStats, limit: float) -> Iterator[Match]:
     kind = op(node)
+    if all(masks_attention(output) for output in node.outputs):
+        return
     number = scalar(node.inputs[index])
     if kind == "Clip" and number is not None and ((index == 1 and number < 0) or (index == 2 and number > 0)):
         return
@@ -123,6 +125,8 @@ def _out_of_range(node: ir.Node, index: int, known: WeightStats, limit: float) -
 
 def _selected(node: ir.Node, known: WeightStats, limit: float) -> Iterator[Match]:
     """A constant that is selected: harmless only if all its uses give the same answer for the saturated number."""
+    if all(masks_attention(output) for output in node.outputs):
+        return
     passed, uses, leaves = sinks(node)
     if not leaves and all(op(use) in SAFE_SINKS for use in uses):
         return

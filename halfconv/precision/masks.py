@@ -12,23 +12,43 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.graph.attention_masks import UNMASKED
 from halfconv.graph.typegroups import is_float, is_weight
-from halfconv.precision.flow import SELECTION_OPS, backward, constant, forward, inputs_of, op
+from halfconv.precision.flow import SELECTION_OPS, backward, constant, forward, inputs_of, op, scalar
 from halfconv.precision.formats import BF16, FP16, HalfFormat
 from halfconv.precision.match import Match
 
-__all__ = ["SAFE_SINKS", "mask_sums", "sinks"]
+__all__ = ["SAFE_SINKS", "mask_sums", "masks_attention", "sinks"]
 
 SUMS = frozenset({"Add", "Sub", "Sum"})
 #: What half precision does to the sum, by format.
 WHY = {FP16: "in half the sum overflows or loses the score", BF16: "in BF16 the sum loses the score"}
 #: What a sentinel passes through on its way to the scores.
 CARRIERS = SELECTION_OPS | {"Mul", "Neg", "Div", "Add", "Sub"}
+#: (operator of com.microsoft, input) that is a mask.
+FUSED_MASKS = frozenset({("Attention", 5), ("MultiHeadAttention", 5)})
+#: How many operators may stand before it.
+REACH = 12
 #: Operators that give the same answer for −65,504 as for any smaller number.
 SAFE_SINKS = frozenset(
     {"ArgMax", "ArgMin", "Equal", "Erf", "Greater", "GreaterOrEqual", "Hardmax", "HardSigmoid", "IsInf", "IsNaN", "Less",
      "LessOrEqual", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 )  # fmt: skip
+
+
+def masks_attention(value: ir.Value, reach: int = REACH) -> bool:
+    """Tell whether a value goes nowhere but into the mask of a fused attention, which is bounded before it gets there."""
+    if value.is_graph_output() or not value.uses() or not reach:
+        return False
+    for use in value.uses():
+        node = use.node
+        if node.domain == "com.microsoft" and (node.op_type, use.idx) in FUSED_MASKS:
+            continue
+        if op(node) == "Greater" and scalar(node.inputs[1]) == UNMASKED:
+            continue
+        if op(node) not in CARRIERS or not all(masks_attention(output, reach - 1) for output in node.outputs):
+            return False
+    return True
 
 
 def _holds_sentinel(value: ir.Value | None, large: float) -> bool:

@@ -10,6 +10,7 @@ from halfconv.graph.names import Names
 from halfconv.graph.typegroups import TypeGroups, is_float, is_weight
 from halfconv.precision.cost import EXACT_OPS
 from halfconv.precision.flow import SELECTION_OPS, op, scalar
+from halfconv.precision.masks import masks_attention
 from halfconv.precision.ranges import ValueRange
 from halfconv.precision.rules import Decision, Strength
 from halfconv.precision.weights import HALF_MAX, HALF_TINY
@@ -54,6 +55,8 @@ def range_decisions(names: Names, groups: TypeGroups, ranges: Mapping[str, Value
             continue
         if known.absmax * HEADROOM > limit:
             if _is_sentinel(value, lambda v, room: _fits(v, names, ranges, limit, room)):
+                continue
+            if masks_attention(value):
                 continue
             if _saturates(value, lambda v: v in groups.produced and _fits(v, names, ranges, limit)):
                 continue

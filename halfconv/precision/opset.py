@@ -26,8 +26,9 @@ CAST_OPSET = 13
 
 
 def decide(
-    model: ir.Model, rules: Rules, to: HalfFormat, done: Prepared, *, label: str, fuse: bool, half_io: bool, raising: bool
-) -> tuple[Names, list[Decision], int]:
+    model: ir.Model, rules: Rules, to: HalfFormat, done: Prepared, *, label: str, fuse: bool, target: str,
+    without: frozenset[str], half_io: bool, raising: bool,
+) -> tuple[Names, list[Decision], int]:  # fmt: skip
     """Take the rules' decisions on a prepared model; raise it first where an operator that they let go is half only at opset 22.
 
     Args:
@@ -36,7 +37,9 @@ def decide(
         to: The half-precision format.
         done: What preparing the model did; what preparing the raised model does is added.
         label: What messages call the model.
-        fuse: Whether decomposed norms become one operator.
+        fuse: Whether groups of operators become one.
+        target: The kind of hardware, which decides which.
+        without: Names of the target's fusions that are left out.
         half_io: Whether inputs or outputs become half, whatever the operators do.
         raising: Whether the model may be raised at all.
 
@@ -56,12 +59,15 @@ def decide(
     casts = half_io and opset < CAST_OPSET
     if not (casts or any(_gains(node, versions, to.dtype) for node in names.nodes() if node not in kept)):
         return names, decided, 0
-    _raise(model, done, label, fuse)
+    _raise(model, done, label, fuse, target, without, to)
     names = Names.of(model)
     return names, list(decisions(names, rules, to)), opset
 
 
-def raise_for(model: ir.Model, structure: str, to: HalfFormat, done: Prepared, label: str, *, fuse: bool) -> Names:
+def raise_for(
+    model: ir.Model, structure: str, to: HalfFormat, done: Prepared, label: str, *, fuse: bool, target: str,
+    without: frozenset[str],
+) -> Names:  # fmt: skip
     """Raise a prepared model where it lacks the structure of a plan, which may have been made of a raised one.
 
     Args:
@@ -70,7 +76,9 @@ def raise_for(model: ir.Model, structure: str, to: HalfFormat, done: Prepared, l
         to: The half-precision format.
         done: What preparing the model did; what preparing the raised model does is added.
         label: What messages call the model.
-        fuse: Whether decomposed norms become one operator.
+        fuse: Whether groups of operators become one.
+        target: The kind of hardware, which decides which.
+        without: Names of the target's fusions that are left out.
 
     Returns:
         The model's ids.
@@ -80,16 +88,18 @@ def raise_for(model: ir.Model, structure: str, to: HalfFormat, done: Prepared, l
     """
     names = Names.of(model)
     if to in RAISED and 0 < model.opset_imports.get("", 0) < BF16_OPSET and Structure.of(model, names).sha256 != structure:
-        _raise(model, done, label, fuse)
+        _raise(model, done, label, fuse, target, without, to)
         names = Names.of(model)
     return names
 
 
-def _raise(model: ir.Model, done: Prepared, label: str, fuse: bool) -> None:
+def _raise(
+    model: ir.Model, done: Prepared, label: str, fuse: bool, target: str, without: frozenset[str], to: HalfFormat
+) -> None:  # fmt: skip
     opset = model.opset_imports.get("", 0)
     lost = sorted({node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph) if _loses(node, opset)})
     raise_opset(model, label)
-    again = prepare(model, label=label, fuse=fuse)
+    again = prepare(model, label=label, fuse=fuse, target=target, to=to.dtype, without=without)
     again.notes.append(f"the model was raised to opset {BF16_OPSET}, which BF16 needs: ONNX Runtime 1.20 and older do not load it")
     if lost:
         again.notes.append(

@@ -34,7 +34,7 @@ class Settings:
     Attributes:
         to: The half-precision format.
         target: The kind of hardware.
-        fuse: Whether decomposed norms become one operator.
+        fuse: Whether groups of operators become one.
     """
 
     to: str

@@ -17,7 +17,7 @@ from halfconv.precision.blocklist import BLOCK_LISTS, block_list
 from halfconv.precision.formats import FP16, HalfFormat
 from halfconv.precision.patterns import PATTERNS
 
-__all__ = ["Decision", "Rules", "Strength", "decisions"]
+__all__ = ["Decision", "Rules", "Strength", "decisions", "named"]
 
 #: Metadata in which PyTorch's exporter leaves a node's module path.
 SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "namespace")
@@ -193,6 +193,26 @@ def _user(nodes: Sequence[ir.Node], names: Names, rules: Rules, to: HalfFormat) 
         for match in matches:
             for node in match.nodes:
                 yield Decision(node, False, block, f"--block-pattern {name}: {match.why}", "user-block", match.culprit)
+
+
+def named(names: Names, rules: Rules) -> dict[ir.Node, str]:
+    """Return the nodes that the user's rules name, each with the first rule that does; unlike `decisions`, none may match."""
+    found: dict[ir.Node, str] = {}
+    for node, id_ in names.node.items():
+        ops, scopes = _op_names(node), _scopes(node, names) if rules.block_scopes else []
+        said = [f"--block-op {op}" for op in rules.block_ops if op in ops]
+        said += [f"--allow-op {op}" for op in rules.allow_ops if op in ops]
+        said += [f"--block-node {rule}" for rule in rules.block_nodes if re.fullmatch(rule, id_)]
+        said += [f"--allow-node {rule}" for rule in rules.allow_nodes if re.fullmatch(rule, id_)]
+        said += [f"--block-scope {rule}" for rule in rules.block_scopes if any(_within(scope, rule) for scope in scopes)]
+        if said:
+            found[node] = said[0]
+    nodes = list(names.nodes())
+    for pattern in PATTERNS:
+        if pattern.name in rules.block_patterns:
+            for match in pattern.find(nodes, FP16):
+                found |= {node: f"--block-pattern {pattern.name}" for node in match.nodes if node not in found}
+    return found
 
 
 def _decide(found: Sequence[ir.Node], strength: Strength, reason: str) -> Iterator[Decision]:

@@ -86,6 +86,12 @@ def test_attention_projects_in_half() -> None:
     near(result(source, feeds), flash(*projected()))
 
 
+def test_attention_with_a_bias_of_scores() -> None:
+    bias = normal(B, 1, S, S)
+    source, feeds = model("Attention", {"x": X, "w": W, "b": BIAS, "m": None, "p": None, "s": bias})
+    near(result(source, feeds), flash(*projected(), h(bias)))
+
+
 @pytest.mark.parametrize(
     "mask",
     [

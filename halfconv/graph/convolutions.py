@@ -1,0 +1,75 @@
+"""Fold a BatchNormalization into the convolution before it, and say why an activation is not fused into one."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from halfconv.graph.fuse import is_op, only_reader
+from halfconv.graph.rules import Outcome, Rewriter
+from halfconv.graph.typegroups import is_float, is_weight
+
+__all__ = ["fold_batch_norm", "fused_conv", "group_norm"]
+
+#: Where a convolution's weight has its output channels.
+CHANNELS = {"Conv": 0, "ConvTranspose": 1}
+
+
+def fold_batch_norm(norm: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Fold BatchNormalization into the weight and bias of a convolution that nothing else reads."""
+    x = norm.inputs[0]
+    conv = x.producer() if x is not None else None
+    if norm.domain or x is None or not is_float(x) or conv is None or conv.op_type not in CHANNELS or conv.domain:
+        return None
+    if norm.attributes.get_int("training_mode", 0) or len([output for output in norm.outputs if output.name]) > 1:
+        return "it is for training"
+    if only_reader(x) is not norm or conv.graph is not norm.graph:
+        return f"'{x.name}' is read by others, too"
+    if conv.op_type == "ConvTranspose" and conv.attributes.get_int("group", 1) != 1:
+        return "its transposed convolution has groups"
+    constants = [*norm.inputs[1:5], *conv.inputs[1:3]]
+    if any(value is not None and (not is_weight(value) or value.const_value is None) for value in constants):
+        return "a weight is computed"
+    if conv.inputs[1] is None or conv.inputs[1].shape is None:
+        return None
+    return lambda: _fold(conv, norm, rewriter)
+
+
+def _fold(conv: ir.Node, norm: ir.Node, rewriter: Rewriter) -> ir.Node:
+    weight, axis = conv.inputs[1], CHANNELS[conv.op_type]
+    assert weight is not None and weight.shape is not None
+    gamma, beta, mean, variance = (_numbers(value) for value in norm.inputs[1:5])
+    factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    given = _numbers(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else np.zeros_like(mean)
+    column = factor.reshape([-1 if place == axis else 1 for place in range(weight.shape.rank())])
+    tensor = weight.const_value
+    assert tensor is not None
+
+    def folded() -> np.ndarray:
+        return (tensor.numpy().astype(np.float64) * column).astype(np.float32)
+
+    bias = ((given - mean) * factor + beta).astype(np.float32)
+    whole = rewriter.lazy(folded, weight.shape.numpy(), f"{weight.name}_folded")
+    inputs = [conv.inputs[0], whole, rewriter.constant(bias, f"{weight.name}_bias")]
+    return rewriter.replace(norm, conv.op_type, inputs, dict(conv.attributes))
+
+
+def _numbers(value: ir.Value | None) -> np.ndarray:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy().astype(np.float64)
+
+
+def fused_conv(node: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Find a Relu behind a convolution, which FusedConv would compute; where the target has it in half, ONNX Runtime fuses it."""
+    x = node.inputs[0]
+    conv = x.producer() if x is not None else None
+    found = conv is not None and is_op(conv, "Conv", node.graph) and x is not None and only_reader(x) is node and not node.domain
+    return "ONNX Runtime fuses it when it loads the model" if found else None
+
+
+def group_norm(node: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Find InstanceNormalization between Reshapes, which is a group norm."""
+    x = node.inputs[0]
+    around = x.producer() if x is not None else None, only_reader(node.outputs[0])
+    shaped = all(side is not None and is_op(side, "Reshape", node.graph) for side in around)
+    return "ONNX Runtime's CPU provider, which measures ranges, has no kernel of GroupNorm" if shaped and not node.domain else None
