@@ -8,6 +8,7 @@ from pathlib import Path
 import timed
 
 from halfconv import convert
+from halfconv.runtime_process import Session
 from halfconv.trial import Trials
 
 
@@ -35,4 +36,4 @@ def run(source: str, output: str, samples: str, tolerance: float) -> dict[str, o
 
 
 if __name__ == "__main__":
-    timed.sampled(run)
+    timed.sampled(run, Session)

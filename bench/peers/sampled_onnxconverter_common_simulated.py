@@ -15,6 +15,7 @@ from onnxconverter_common import auto_mixed_precision, float16
 from sampled_onnxconverter_common import feed_of, load_samples
 
 from halfconv import validate
+from halfconv.runtime_process import Session
 
 
 def convert(source: str, output: str, samples: str, tolerance: float) -> dict[str, object]:
@@ -44,4 +45,4 @@ def convert(source: str, output: str, samples: str, tolerance: float) -> dict[st
 
 
 if __name__ == "__main__":
-    timed.sampled(convert)
+    timed.sampled(convert, Session)

@@ -28,27 +28,33 @@ def main(convert: Callable[[str, str], object]) -> None:
     Path(report).write_text(json.dumps({"call_seconds": seconds}), encoding="utf-8")
 
 
-def sampled(convert: Callable[[str, str, str, float], dict[str, object]]) -> None:
+def sampled(convert: Callable[[str, str, str, float], dict[str, object]], *others: type) -> None:
     """Run and time a conversion that takes samples, and count its runs of models.
 
-    REPORT also has ``model_runs``, the calls of ``onnxruntime.InferenceSession.run`` in this process, whatever the model.
+    REPORT also has ``model_runs``, the calls of ``onnxruntime.InferenceSession.run`` in this process, whatever the model, and of
+    the same method of other classes, whose sessions live elsewhere.
 
     Args:
         convert: Converts the model at the first path, writes the result to the second, and returns what else to report.
             It is given the folder of samples and the tolerance, too.
+        others: Those classes.
     """
     import onnxruntime
 
     source, output, report, samples, tolerance = sys.argv[1:6]
-    run, calls = onnxruntime.InferenceSession.run, 0
+    calls = 0
 
-    @functools.wraps(run)
-    def counted(*args: object, **more: object) -> object:
-        nonlocal calls
-        calls += 1
-        return run(*args, **more)
+    def counted(run: Callable[..., object]) -> Callable[..., object]:
+        @functools.wraps(run)
+        def call(*args: object, **more: object) -> object:
+            nonlocal calls
+            calls += 1
+            return run(*args, **more)
 
-    onnxruntime.InferenceSession.run = counted
+        return call
+
+    for kind in (onnxruntime.InferenceSession, *others):
+        kind.run = counted(kind.run)
     begin = time.perf_counter()
     more = convert(source, output, samples, float(tolerance))
     seconds = time.perf_counter() - begin

@@ -164,6 +164,11 @@ main(["convert", sys.argv[2], "-o", sys.argv[3], "--external-data", "always"])
 """
 
 
+def _interruptible() -> None:
+    """Undo what a shell does to processes in the background: they ignore interruptions, and so do all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Paused:
     """A conversion in a process of its own that stopped at a place."""
 
@@ -171,6 +176,7 @@ class Paused:
         self.process = subprocess.Popen(
             [sys.executable, "-c", setup + _PAUSE + body, place, str(source), str(output), json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+            preexec_fn=_interruptible,
         )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
