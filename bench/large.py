@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def run(size: float, pythons: dict[str, str], broken: dict[str, str], options: a
         for folder in (model, work):
             folder.mkdir()
         source = make(model, size)
+        os.sync()  # or else the first tool would share the disk with what is still to be written of the model
         weights = (model / "model.data").stat().st_size
         for who in ("halfconv", "halfconv --no-check", "cp", *options.who):
             row: Row = {"case": case, "batch": None, "who": who, "bytes_in": weights}

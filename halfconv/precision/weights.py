@@ -34,6 +34,8 @@ HALF_OVERFLOW = {ir.DataType.FLOAT16: 65520.0, ir.DataType.BFLOAT16: (2 - 2.0**-
 DIGITS = {ir.DataType.FLOAT16: 11, ir.DataType.BFLOAT16: 8}
 #: Elements looked at in one step, so that temporary arrays stay in a core's cache whatever the weight's size.
 CHUNK = 1 << 16
+#: Elements of which figures are taken in one step: each holds Python's lock for a moment, for which two threads then seldom meet.
+LOOK = 1 << 17
 #: The smallest number that overflows FP16; and of each format, its FP32 bits.
 OVERFLOW = np.float32(65520.0)
 _OVERFLOW_BITS = {to: np.float32(number).view(np.uint32) for to, number in HALF_OVERFLOW.items()}
@@ -204,10 +206,12 @@ def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
     saturated = flushed = nonfinite = lossy = 0
     absmax = energy = error = 0.0  # Σw² and Σ(half(w)−w)² below the normal range
     normal = seen = lost = 0.0  # Σw² of normal numbers; both sums over those that are sampled
-    tiny, step = HALF_TINY[to] / 2, SAMPLED if tensor.size > SAMPLED * CHUNK else 1
-    parts = (block[start : start + CHUNK] for block in blocks(tensor) for start in range(0, block.size, CHUNK))
+    step = SAMPLED if tensor.size > SAMPLED * LOOK else 1
+    waiting: list[np.ndarray] = []  # numbers below the normal range, looked at when there are many
+    parts = (block[start : start + LOOK] for block in blocks(tensor) for start in range(0, block.size, LOOK))
+    sizes, smalls = np.empty(min(LOOK, tensor.size), np.float32), np.empty(min(LOOK, tensor.size), np.bool_)
     for number, part in enumerate(parts):
-        size = np.abs(part)
+        size: np.ndarray = np.abs(part, out=sizes[: part.size])
         largest = float(size.max())
         if not math.isfinite(largest):
             finite = np.isfinite(part)
@@ -219,28 +223,43 @@ def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
             fits = size < HALF_OVERFLOW[to]
             saturated += int(size.size - fits.sum())
             size = size[fits]
+            largest = float(size.max()) if size.size else 0.0
         if not size.size:
             continue
-        top = float(size.max()) or 1.0
+        top = largest or 1.0
         scale = 1.0 if _PLAIN[0] < top < _PLAIN[1] else top  # so that squares neither overflow nor underflow in FP32
         sampled, whole = number % step == 0 or scale != 1.0, _energy(size, scale)
-        small = size < HALF_MIN_NORMAL[to]
-        if small.any():
+        small = np.less(size, HALF_MIN_NORMAL[to], out=smalls[: size.size])
+        if np.count_nonzero(small):
             below = size[small]
-            flushed += int(((below <= tiny) & (below > 0)).sum())
-            rounding = np.abs(below.astype(_NUMPY[to]).astype(np.float32) - below)
-            lossy += int((rounding > 0.01 * below).sum())
             under = _energy(below, scale)
-            energy, error, whole = energy + under, error + _energy(rounding, scale), max(whole - under, 0.0)
+            energy, whole = energy + under, max(whole - under, 0.0)
+            now, waiting = ([*waiting, below], []) if scale == 1.0 else ([below], waiting)
+            if scale == 1.0 and sum(map(len, now)) < LOOK:
+                now, waiting = [], now
+            if now:
+                found = _below(now, to, scale)
+                flushed, lossy, error = flushed + found[0], lossy + found[1], error + found[2]
             size = size[~small] if sampled else size
         normal += whole
         if sampled:
             seen += _energy(size, scale)
             wrong = _errors(size, to) if scale == 1.0 else size.astype(_NUMPY[to]).astype(np.float32) - size
             lost += _energy(wrong, scale)
+    if waiting:
+        found = _below(waiting, to, 1.0)
+        flushed, lossy, error = flushed + found[0], lossy + found[1], error + found[2]
     error += lost * (normal / seen) if seen else 0.0
     rel_l2 = math.sqrt(error / (energy + normal)) if energy + normal else 0.0
     return RoundingStats(tensor.size, absmax, saturated, flushed, nonfinite, rel_l2, lossy)
+
+
+def _below(parts: list[np.ndarray], to: ir.DataType, scale: float) -> tuple[int, int, float]:
+    """Return how many magnitudes below the normal range become zero, how many lose over 1 %, and Σ(half(w)−w)²."""
+    below = np.concatenate(parts)
+    rounding = np.abs(below.astype(_NUMPY[to]).astype(np.float32) - below)
+    flushed = int(((below <= HALF_TINY[to] / 2) & (below > 0)).sum())
+    return flushed, int((rounding > 0.01 * below).sum()), _energy(rounding, scale)
 
 
 def _energy(part: np.ndarray, scale: float) -> float:
