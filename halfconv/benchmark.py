@@ -22,7 +22,7 @@ from halfconv.errors import EnvironmentProblem, InputError, UsageError
 from halfconv.progress import Progress
 from halfconv.runtime.session_server import receive, send
 
-__all__ = ["BenchReport", "BenchRow", "Worker", "bench", "drift_of", "machine_of"]
+__all__ = ["BenchReport", "BenchRow", "Worker", "bench", "drift_of", "machine_of", "warm_up"]
 
 #: Seconds that a model runs before the next one has its turn.
 TURN = 0.2
@@ -217,18 +217,23 @@ class _Measured:
     joules: float | None
 
 
+def warm_up(worker: Worker) -> None:
+    """Run a model until two turns take about the same time."""
+    known = statistics.median(worker("time", TURN / 2, LEAST))
+    for _ in range(WARMUP_TURNS):
+        median = statistics.median(worker("time", TURN / 2, LEAST))
+        if abs(median - known) <= STABLE * known:
+            return
+        known = median
+
+
 def _in_turns(
     workers: Sequence[Worker], seconds: float, energy: _Energy | None, on_progress: Callable[[Progress], None] | None,
     batch: int | None,
 ) -> list[_Measured]:  # fmt: skip
     """Warm models up until they are stable, and then run them in turns, each time in another order."""
     for worker in workers:
-        known = statistics.median(worker("time", TURN / 2, LEAST))
-        for _ in range(WARMUP_TURNS):
-            median = statistics.median(worker("time", TURN / 2, LEAST))
-            if abs(median - known) <= STABLE * known:
-                break
-            known = median
+        warm_up(worker)
     found = [_Measured([], [], None if energy is None else 0.0) for _ in workers]
     turns = max(1, math.ceil(seconds / TURN))
     for turn in range(turns):

@@ -19,13 +19,13 @@ from halfconv.graph.names import values_of
 from halfconv.graph.schema import known_to_onnx, signature
 from halfconv.model import SourceModel
 from halfconv.runtime.session_server import CPU, LEVELS
+from halfconv.runtime.settings import CUDA
 from halfconv.runtime_process import RuntimeProcess
 
 __all__ = [
     "BIG_BYTES", "CPU", "CUDA", "LARGE_BYTES", "CheckResult", "check_file", "load_in_child", "require_runtime", "runtime_package",
 ]  # fmt: skip
 
-CUDA = "CUDAExecutionProvider"
 
 #: Inputs and outputs.
 Promise = tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]]

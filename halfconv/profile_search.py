@@ -16,17 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from halfconv.benchmark import LEAST, STABLE, TURN, WARMUP_TURNS, Worker, drift_of, machine_of
+from halfconv.benchmark import LEAST, TURN, Worker, drift_of, machine_of, warm_up
 from halfconv.benchmark_inputs import inputs_for
 from halfconv.errors import HalfconvError, InputError, UsageError
 from halfconv.profile import file_sha256, profile_path
 from halfconv.progress import Progress
-from halfconv.runtime.settings import read_profile
+from halfconv.runtime.settings import CPU, CUDA, read_profile
 from halfconv.storage import atomic_text
 
 __all__ = ["ProfileSearch", "Trial", "search_profile"]
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 #: An option is kept if it makes runs so much faster, as a geometric mean over the batch sizes.
 GAIN = 0.02
 #: Drift from the default options that is allowed where the profile does not say.
@@ -254,12 +253,7 @@ class _Search:
 def _in_turns(workers: Sequence[Worker], seconds: float) -> list[float]:
     """Return the median milliseconds of runs, of each worker, once it is warm."""
     for worker in workers:
-        known = math.inf
-        for _ in range(WARMUP_TURNS):
-            median: float = statistics.median(worker("time", TURN / 2, LEAST))
-            if abs(median - known) <= STABLE * median:
-                break
-            known = median
+        warm_up(worker)
     times: list[list[float]] = [[] for _ in workers]
     for _ in range(max(3, math.ceil(seconds / TURN))):
         for found, worker in zip(times, workers, strict=True):

@@ -203,11 +203,11 @@ def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
 
     What leaves half's normal range is counted exactly. How much rounding costs the other numbers, a sample of a large weight tells.
     """
-    saturated = flushed = nonfinite = lossy = 0
-    absmax = energy = error = 0.0  # Σw² and Σ(half(w)−w)² below the normal range
+    saturated = nonfinite = 0
+    absmax = energy = 0.0  # Σw² below the normal range
     normal = seen = lost = 0.0  # Σw² of normal numbers; both sums over those that are sampled
     step = SAMPLED if tensor.size > SAMPLED * LOOK else 1
-    waiting: list[np.ndarray] = []  # numbers below the normal range, looked at when there are many
+    tiny = _Below(to)
     parts = (block[start : start + LOOK] for block in blocks(tensor) for start in range(0, block.size, LOOK))
     sizes, smalls = np.empty(min(LOOK, tensor.size), np.float32), np.empty(min(LOOK, tensor.size), np.bool_)
     for number, part in enumerate(parts):
@@ -234,32 +234,50 @@ def rounding_stats(tensor: ir.TensorProtocol, to: ir.DataType) -> RoundingStats:
             below = size[small]
             under = _energy(below, scale)
             energy, whole = energy + under, max(whole - under, 0.0)
-            now, waiting = ([*waiting, below], []) if scale == 1.0 else ([below], waiting)
-            if scale == 1.0 and sum(map(len, now)) < LOOK:
-                now, waiting = [], now
-            if now:
-                found = _below(now, to, scale)
-                flushed, lossy, error = flushed + found[0], lossy + found[1], error + found[2]
+            tiny.add(below, scale)
             size = size[~small] if sampled else size
         normal += whole
         if sampled:
             seen += _energy(size, scale)
             wrong = _errors(size, to) if scale == 1.0 else size.astype(_NUMPY[to]).astype(np.float32) - size
             lost += _energy(wrong, scale)
-    if waiting:
-        found = _below(waiting, to, 1.0)
-        flushed, lossy, error = flushed + found[0], lossy + found[1], error + found[2]
-    error += lost * (normal / seen) if seen else 0.0
+    tiny.look()
+    error = tiny.error + (lost * (normal / seen) if seen else 0.0)
     rel_l2 = math.sqrt(error / (energy + normal)) if energy + normal else 0.0
-    return RoundingStats(tensor.size, absmax, saturated, flushed, nonfinite, rel_l2, lossy)
+    return RoundingStats(tensor.size, absmax, saturated, tiny.flushed, nonfinite, rel_l2, tiny.lossy)
 
 
-def _below(parts: list[np.ndarray], to: ir.DataType, scale: float) -> tuple[int, int, float]:
-    """Return how many magnitudes below the normal range become zero, how many lose over 1 %, and Σ(half(w)−w)²."""
-    below = np.concatenate(parts)
-    rounding = np.abs(below.astype(_NUMPY[to]).astype(np.float32) - below)
-    flushed = int(((below <= HALF_TINY[to] / 2) & (below > 0)).sum())
-    return flushed, int((rounding > 0.01 * below).sum()), _energy(rounding, scale)
+class _Below:
+    """Magnitudes below the normal range: how many become zero, how many lose over 1 %, and Σ(half(w)−w)².
+
+    Most steps have a few, so they wait until they are many.
+    """
+
+    def __init__(self, to: ir.DataType):
+        self.flushed = self.lossy = 0
+        self.error = 0.0
+        self._to, self._waiting = to, list[np.ndarray]()
+
+    def add(self, below: np.ndarray, scale: float) -> None:
+        """Take some, whose squares are taken at a scale."""
+        if scale != 1.0:
+            self._look(below, scale)
+            return
+        self._waiting.append(below)
+        if sum(map(len, self._waiting)) >= LOOK:
+            self.look()
+
+    def look(self) -> None:
+        """Look at those that wait."""
+        if self._waiting:
+            self._look(np.concatenate(self._waiting), 1.0)
+            self._waiting.clear()
+
+    def _look(self, below: np.ndarray, scale: float) -> None:
+        rounding = np.abs(below.astype(_NUMPY[self._to]).astype(np.float32) - below)
+        self.flushed += int(((below <= HALF_TINY[self._to] / 2) & (below > 0)).sum())
+        self.lossy += int((rounding > 0.01 * below).sum())
+        self.error += _energy(rounding, scale)
 
 
 def _energy(part: np.ndarray, scale: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ def run_options(graph: int = _NO_GRAPH) -> Any:
 
 
 class _Read(NamedTuple):
-    """How an output is read whose buffer is always the same; no address: it is in the CPU's memory already."""
+    """How an output is read; no address: it is in the CPU's memory already."""
 
     address: int | None
     shape: tuple[int, ...]
@@ -54,13 +54,17 @@ class _Place(NamedTuple):
         return buffer[self.begin : self.begin + self.size].view(self.storage).reshape(self.shape)
 
 
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
 def _places(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> tuple[dict[str, _Place], int]:
     """Lay arrays one after the other; returns their places, and the bytes that all take."""
     places, end = {}, 0
     for name, (shape, storage) in arrays.items():
         size = math.prod(shape) * storage.itemsize
         places[name] = _Place(end, size, shape, storage)
-        end += -(-size // _ALIGN) * _ALIGN
+        end += _aligned(size)
     return places, end
 
 
@@ -276,63 +280,44 @@ class Bound:
                 else foreign.from_device(value, self._outputs[name], to, rows if name in cut else None, wanted, fresh)
                 for name, value in values.items()
             }
-        if rows is None and wanted is None and values and all(value is self._fixed.get(n) for n, value in values.items()):
-            return self._read_fixed(values)
-        found, staged = {}, {}
+        fixed = rows is None and all(value is self._fixed.get(name) for name, value in values.items())
+        reads = {}
         for name, value in values.items():
-            spec = self._outputs[name]
-            shape = (rows, *value.shape()[1:]) if rows is not None and name in cut else tuple(value.shape())
-            storage = _storage(spec)
-            size = math.prod(shape) * storage.itemsize
-            if spec.on_host and self._device.name != "cpu":
-                found[name] = finish(self._trim(read_value(value), name, rows, cut), spec, wanted)
-            elif size >= DIRECT and (wanted in (None, spec.element) or spec.element not in FLOATS):
-                whole = np.empty(shape, storage)
-                self._device.copy(whole.ctypes.data, value.data_ptr(), size)
-                found[name] = whole
-            else:
-                staged[name] = shape, storage
-        places, end = _places(staged)
-        self._reserve_results(end)
-        for name, place in places.items():
-            if place.size:
-                self._device.copy(self._results_at + place.begin, values[name].data_ptr(), place.size)
-        self._device.wait()
-        for name in values:
-            if name in places:
-                view = places[name].view(self._results)
-                found[name] = self._own(finish(view, self._outputs[name], wanted), view)
-            elif not self._outputs[name].on_host or self._device.name == "cpu":
-                found[name] = finish(found[name], self._outputs[name], wanted)
-        return {name: found[name] for name in values}
-
-    def _read_fixed(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return the whole of outputs whose buffers are always the same, in the model's own types: what most runs ask for."""
-        if not self._reads:
-            for name, value in self._fixed.items():
-                shape, storage = tuple(value.shape()), _storage(self._outputs[name])
-                host = self._outputs[name].on_host and self._device.name != "cpu"
-                self._reads[name] = _Read(None if host else value.data_ptr(), shape, storage, math.prod(shape) * storage.itemsize)
-            self._reserve_results(sum(-(-read.size // _ALIGN) * _ALIGN for read in self._reads.values() if read.size < DIRECT))
+            if not fixed:
+                reads[name] = self._reading(name, value, rows if name in cut else None)
+                continue
+            if name not in self._reads:  # what most runs ask for is found out once
+                self._reads[name] = self._reading(name, value, None)
+            reads[name] = self._reads[name]
+        elements = {name: self._outputs[name].element for name in reads}
+        casts = {name for name, element in elements.items() if element in FLOATS and wanted not in (None, element)}
+        staged = {name for name, read in reads.items() if read.address is not None and (read.size < DIRECT or name in casts)}
+        self._reserve_results(sum(_aligned(reads[name].size) for name in staged))
         found, end = {}, 0
-        for name in names:
-            address, shape, storage, size = self._reads[name]
+        for name, (address, shape, storage, size) in reads.items():
             if address is None:
-                found[name] = read_value(self._fixed[name])
-            elif size >= DIRECT:
+                found[name] = self._trim(read_value(values[name]), name, rows, cut)
+            elif name not in staged:
                 found[name] = whole = np.empty(shape, storage)
                 self._device.copy(whole.ctypes.data, address, size)
             else:
                 found[name] = self._results[end : end + size].view(storage).reshape(shape)
                 if size:
                     self._device.copy(self._results_at + end, address, size)
-                end += -(-size // _ALIGN) * _ALIGN
+                end += _aligned(size)
         self._device.wait()
         for name, array in found.items():
-            ended = finish(array, self._outputs[name], None)
-            small = self._reads[name].address is not None and self._reads[name].size < DIRECT
-            found[name] = self._own(ended, array) if small else ended
+            ended = finish(array, self._outputs[name], wanted)
+            found[name] = self._own(ended, array) if name in staged else ended
         return found
+
+    def _reading(self, name: str, value: Any, rows: int | None) -> _Read:
+        """Find out how an output is read: all of it, or so many rows."""
+        spec = self._outputs[name]
+        shape = tuple(value.shape()) if rows is None else (rows, *value.shape()[1:])
+        storage = _storage(spec)
+        host = spec.on_host and self._device.name != "cpu"
+        return _Read(None if host else value.data_ptr(), shape, storage, math.prod(shape) * storage.itemsize)
 
     def _reserve_results(self, size: int) -> None:
         """Have a buffer of some size for outputs."""

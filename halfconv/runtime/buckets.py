@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import UsageError
 from .arrays import FLOATS, Spec, widen
+from .rows import far
 from .settings import Bucket
 
 __all__ = ["Buckets", "Fit", "Verdict", "judge", "pad", "shapes_key"]
@@ -23,8 +24,6 @@ __all__ = ["Buckets", "Fit", "Verdict", "judge", "pad", "shapes_key"]
 SAME_SHAPE = 1e-3
 #: Drift between a batch and the same batch padded, where no profile says what is allowed: other shapes run other kernels.
 OTHER_SHAPE = 1e-2
-#: Share of elements of an integer or boolean output that must agree.
-AGREE = 0.99
 
 #: How tf2onnx names dimensions of which it knows nothing, each anew.
 _NAMELESS = "unk__"
@@ -208,17 +207,6 @@ def judge(
 
 def _far(have: Array, want: Array, spec: Spec, allowed: float) -> str:
     """Say how far an output is from what it should be; "" if it is near enough."""
-    if not want.size:
-        return ""
-    if spec.element not in FLOATS:
-        share = float(np.mean(have == want))
-        return "" if share >= AGREE else f"{share:.0%} agree"
     if spec.element == "bfloat16":
         have, want = widen(have), widen(want)
-    a, b = have.astype(np.float64), want.astype(np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(np.isfinite(a), finite):
-        return "it is not finite in the same places"
-    total = float(np.sqrt(np.sum(b[finite] ** 2)))
-    drift = float(np.sqrt(np.sum((a[finite] - b[finite]) ** 2))) / (total or 1.0)
-    return "" if drift <= allowed else f"rel_l2 {drift:.2g}"
+    return far(have, want, floating=spec.element in FLOATS, allowed=allowed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Spec
 
-__all__ = ["batched", "differ"]
+__all__ = ["batched", "differ", "far"]
 
 #: Drift (rel_l2) up to which a row alone and the same row in a batch count as equal: other shapes run other kernels.
 SAME = 1e-2
@@ -39,16 +39,25 @@ def differ(alone: Sequence[Mapping[str, Any]], together: Mapping[str, Any], rows
             return f"output {name!r} has another shape when requests run together"
         start = 0
         for want, count in zip(parts, rows, strict=True):  # each on its own: a large row must not hide a small one
-            if far := _far(whole[start : start + count], want):
-                return f"output {name!r} is another when requests run together ({far})"
+            floating = want.dtype.kind in "fV"  # V: bfloat16 of ml_dtypes
+            if how := far(whole[start : start + count], want, floating=floating, allowed=SAME):
+                return f"output {name!r} is another when requests run together ({how})"
             start += count
     return ""
 
 
-def _far(have: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> str:
+def far(have: np.ndarray[Any, Any], want: np.ndarray[Any, Any], *, floating: bool, allowed: float) -> str:
+    """Say how far an output is from what it should be; "" if it is near enough.
+
+    Args:
+        have: The output.
+        want: What it should be; of the same shape.
+        floating: Whether it holds floating-point numbers; of others, a share must agree.
+        allowed: Drift (rel_l2) that is near enough.
+    """
     if not want.size:
         return ""
-    if want.dtype.kind not in "fV":  # V: bfloat16 of ml_dtypes
+    if not floating:
         share = float(np.mean(want == have))
         return "" if share >= AGREE else f"{share:.0%} agree"
     a, b = have.astype(np.float64), want.astype(np.float64)
@@ -56,4 +65,4 @@ def _far(have: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> str:
     if not np.array_equal(finite, np.isfinite(a)):
         return "it is not finite in the same places"
     drift = float(np.linalg.norm((a - b)[finite])) / (float(np.linalg.norm(b[finite])) or 1.0)
-    return "" if drift <= SAME else f"rel_l2 {drift:.2g}"
+    return "" if drift <= allowed else f"rel_l2 {drift:.2g}"

@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 CPU = "CPUExecutionProvider"
+#: Optimisation levels, from all to none.
 LEVELS = ("ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
 
 

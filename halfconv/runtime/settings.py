@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, ProfileWarning
+from .session_server import CPU, LEVELS
 
-__all__ = ["CUDA", "LEVELS", "PROVIDERS", "Bucket", "Profile", "find_profile", "read_profile"]
+__all__ = ["CPU", "CUDA", "LEVELS", "PROVIDERS", "Bucket", "Profile", "find_profile", "read_profile"]
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 #: What callers say -> ONNX Runtime's providers, best first.
 PROVIDERS: Mapping[str, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}
-#: Optimisation levels, from all to none.
-LEVELS = ("ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
 #: Options that a profile may set: those that change speed. Others hold addresses, paths or the device, which no file may say.
 OPTIONS: Mapping[str, frozenset[str]] = {
     CPU: frozenset(),
