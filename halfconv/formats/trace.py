@@ -136,10 +136,8 @@ def explain_add(
     shift = abs(left.scale - right.scale)
     top = max(max(abs(one), abs(other)).bit_length() - 1 + scale, format.min_exponent)
     aligned = f"{_point(one, scale, top)} and {_point(other, scale, top)}, times 2^{top}"
-    first = Step(
-        "align",
-        f"{aligned} (the one of the smaller exponent is shifted by {shift})" if shift else f"{aligned} (the exponents are equal)",
-    )
+    shifted = f"{'a' if left.scale < right.scale else 'b'} is shifted by {shift}" if shift else "the exponents are equal"
+    first = Step("align", f"{aligned} ({shifted})")
     return _finite(
         "add", rounding, left, right, rounded, (first, Step("exact sum", f"{_point(one + other, scale, top)} · 2^{top}"))
     )

@@ -42,6 +42,7 @@ def show_formats(report: FormatsReport, console: Console) -> None:
         known = stored.fields
         bits.add_row(known.format.name, known.bits, known.hex, f"{known.value:.12g}", _note(stored))
     console.print(bits)
+    console.print()
     errors = _table("format", "next below", "next above", "error", "relative", "ulps", "largest")
     for column in errors.columns[1:]:
         column.justify = "right"
