@@ -260,6 +260,22 @@ def make_unmodelled() -> str:
     return "\n".join([row("operator", "why"), "|---|---|", *rows])
 
 
+def example(words: str) -> str:
+    (script,) = (block for block in blocks("sh") if words in block)
+    return fenced(shell(here(script), example_folder()))
+
+
+def make_numbers() -> str:
+    from halfconv.formats import FORMATS
+
+    titles = ("format", "sign, exponent, fraction", "bias", "largest", "smallest normal", "smallest subnormal", "1 to the next")
+    lines = [row(*titles), "|---" * len(titles) + "|"]
+    for known in FORMATS:
+        figures = f"{known.max:,.6g}", *(f"{part:.3g}" for part in (known.min_normal, known.min_subnormal, known.epsilon))
+        lines.append(row(f"`{known.name}`", f"1, {known.exponent_bits}, {known.fraction_bits}", known.bias, *figures))
+    return "\n".join(lines)
+
+
 def make_fusions() -> str:
     from halfconv.graph.fusions import FUSIONS
 
@@ -300,6 +316,9 @@ MAKERS: dict[str, Callable[[], str]] = {
     "session": make_session,
     "unmodelled": make_unmodelled,
     "fusions": make_fusions,
+    "formats": lambda: example("formats 3.14159"),
+    "steps": lambda: example("--add 0.2"),
+    "numbers": make_numbers,
     "nodes": make_nodes,
 }
 
@@ -397,6 +416,11 @@ def test_configuration_example_is_read(tmp_path: Path) -> None:
     options = find_options(tmp_path, known)
     assert options["convert"] == {"block_op": ["Tanh"], "target": "cuda"}
     assert options["inspect"] == {"block_op": ["Tanh"]}
+
+
+def test_formats_example_runs() -> None:
+    (script,) = (block for block in blocks("python") if "halfconv.formats" in block)
+    exec(compile(script, "README.md", "exec"), {})
 
 
 @pytest.mark.slow

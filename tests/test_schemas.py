@@ -20,7 +20,10 @@ import halfconv
 from halfconv.cli import main
 from halfconv.planning import plan_model
 
-NAMES = ("baseline", "bench", "convert", "demo", "diff", "doctor", "explain", "inspect", "plan", "profile", "ranges", "validate")
+NAMES = (
+    "baseline", "bench", "convert", "demo", "diff", "doctor", "explain", "formats", "inspect", "plan", "profile", "ranges",
+    "validate",
+)  # fmt: skip
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -23,14 +23,15 @@ from halfconv.drift.raising import raised_to
 from halfconv.drift.report import LayerDrift
 from halfconv.drift.simulate import Simulation
 from halfconv.drift.surface import BODIES
+from halfconv.formats.layout import BFLOAT16, BINARY16
 from halfconv.graph.names import values_of
 from halfconv.graph.prepare import UniqueNamesPass
 from halfconv.samples import Sample
 
 __all__ = ["first_bad", "glanced", "localise"]
 
-MAX_HALF = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
-SMALLEST = {ir.DataType.FLOAT16: 5.960464477539063e-08, ir.DataType.BFLOAT16: 9.183549615799121e-41}
+MAX_HALF = {ir.DataType.FLOAT16: BINARY16.max, ir.DataType.BFLOAT16: BFLOAT16.max}
+SMALLEST = {ir.DataType.FLOAT16: BINARY16.min_subnormal, ir.DataType.BFLOAT16: BFLOAT16.min_subnormal}
 #: Operators that make infinities of zeros.
 FROM_ZERO = {"Log": "takes the logarithm of", "Div": "divides by", "Reciprocal": "divides by", "Pow": "raises to a negative power"}
 #: How a verdict ends that blames an input.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.formats.layout import BFLOAT16
 from halfconv.graph.fuse import scalar
 from halfconv.graph.heads import Heads
 from halfconv.graph.rules import Rewriter
@@ -34,7 +35,7 @@ __all__ = [
 LOWEST = float(np.finfo(np.float32).min)
 #: The lowest BF16 number, below which no mask goes: in half its bound is the lowest number of that format, and not −∞, which would
 #: make NaN of a row that is masked as a whole.
-FLOOR = -3.3895313892515355e38
+FLOOR = -BFLOAT16.max
 #: A row that has a number above this is not masked as a whole; half holds it.
 UNMASKED = -60000.0
 #: How far a mask is followed up, and the largest constant that is looked at.

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.formats.layout import BFLOAT16, BINARY16
 from halfconv.graph.blocks import BLOCK, BlockTensor, blocks
 
 __all__ = [
@@ -22,22 +23,23 @@ __all__ = [
 ]  # fmt: skip
 
 _NUMPY = {ir.DataType.FLOAT16: np.dtype(np.float16), ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
-#: Largest finite number of each format: (2 − 2⁻¹⁰)·2¹⁵ and (2 − 2⁻⁷)·2¹²⁷.
-HALF_MAX = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**127}
+_FORMATS = {ir.DataType.FLOAT16: BINARY16, ir.DataType.BFLOAT16: BFLOAT16}
+#: Largest finite number of each format.
+HALF_MAX = {to: known.max for to, known in _FORMATS.items()}
 #: Smallest normal number of each format; below it precision is lost bit by bit.
-HALF_MIN_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
+HALF_MIN_NORMAL = {to: known.min_normal for to, known in _FORMATS.items()}
 #: Smallest subnormal number of each format.
-HALF_TINY = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133}
+HALF_TINY = {to: known.min_subnormal for to, known in _FORMATS.items()}
 #: From here on a finite number rounds to infinity: half an ulp beyond the largest.
-HALF_OVERFLOW = {ir.DataType.FLOAT16: 65520.0, ir.DataType.BFLOAT16: (2 - 2.0**-8) * 2.0**127}
+HALF_OVERFLOW = {to: known.overflow for to, known in _FORMATS.items()}
 #: Bits of a significand, the implicit one included.
-DIGITS = {ir.DataType.FLOAT16: 11, ir.DataType.BFLOAT16: 8}
+DIGITS = {to: known.precision for to, known in _FORMATS.items()}
 #: Elements looked at in one step, so that temporary arrays stay in a core's cache whatever the weight's size.
 CHUNK = 1 << 16
 #: Elements of which figures are taken in one step: each holds Python's lock for a moment, for which two threads then seldom meet.
 LOOK = 1 << 17
 #: The smallest number that overflows FP16; and of each format, its FP32 bits.
-OVERFLOW = np.float32(65520.0)
+OVERFLOW = np.float32(BINARY16.overflow)
 _OVERFLOW_BITS = {to: np.float32(number).view(np.uint32) for to, number in HALF_OVERFLOW.items()}
 #: One chunk in so many of a large weight tells how much rounding its normal numbers costs: the figure is within 1 % of all of them.
 SAMPLED = 16
