@@ -352,7 +352,7 @@ class Bound:
 
     def detach(self) -> None:
         """Let go of ONNX Runtime's session, and of all that it made; no CUDA call is made."""
-        self.closed = True
+        self.closed, self.captured = True, None
         self._values, self._fixed, self._views, self._reads = {}, {}, {}, {}
         self._binding = self._session = None
 

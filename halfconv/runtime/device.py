@@ -38,7 +38,8 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._change = threading.Condition()
+        self._lock = threading.Lock()
+        self._change = threading.Condition(self._lock)
         self._inside = self._loads = 0
         self._alone = False
 
@@ -47,13 +48,13 @@ class Gate:
         return self
 
     def __enter__(self) -> None:
-        with self._change:
+        with self._lock:
             while self._alone:
                 self._change.wait()
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._change:
+        with self._lock:
             self._inside -= 1
             if self._alone and not self._inside:
                 self._change.notify_all()
@@ -115,7 +116,7 @@ class Device(Protocol):
         """Copy on the stream that the model runs on, from now on."""
 
     def part(self) -> None:
-        """No longer share the stream, on which a capture failed; on the thread that captured."""
+        """No longer share the stream, on which a capture failed; the model is no longer on it."""
 
     def buffer(self, size: int) -> np.ndarray[Any, Any]:
         """Return bytes in the CPU's memory that copies from and to the device go through."""
@@ -193,13 +194,6 @@ class Stream:
         """The handle as a number."""
         return self.handle.value or 0
 
-    def end_capture(self) -> None:
-        """End a capture that failed, or else the stream takes no more work."""
-        graph = ctypes.c_void_p()
-        self.library.cudaStreamEndCapture(self.handle, ctypes.byref(graph))  # an error: that the capture failed
-        if graph.value:
-            _call(self.library, "cudaGraphDestroy", graph)
-
     def __del__(self) -> None:
         """Destroy it."""
         if not sys.is_finalizing() and getattr(self, "handle", None):
@@ -233,10 +227,10 @@ class Cuda:
         self._owner, self._stream, self.shared = stream, stream.handle, True
 
     def part(self) -> None:
-        """No longer share the stream, on which a capture failed; on the thread that captured."""
-        if self.shared and self._owner is not None:
-            self._owner.end_capture()
-        self.shared = False
+        """No longer share the stream, on which a capture failed; the model is no longer on it."""
+        if self.shared:
+            self._owner = Stream(self.index)
+            self._stream, self.shared = self._owner.handle, False
 
     def _call(self, name: str, *arguments: Any) -> None:
         _call(self._library, name, *arguments)

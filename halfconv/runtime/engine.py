@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,16 @@ class _Way:
     route: Route | None = None
 
 
-def _signature(request: Request) -> Any:
+def _signature(feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> Any:
     """Return what decides how a request of plain numpy arrays runs; None for others."""
-    found = []
-    if not isinstance(request.feeds, dict):
+    found: list[Any] = [outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)]
+    if not isinstance(feeds, dict):
         return None
-    for name, array in request.feeds.items():
+    for name, array in feeds.items():
         if type(array) is not np.ndarray or array.dtype.kind not in "fiub":
             return None
-        found.append((name, array.dtype, array.shape))
-    outputs = request.outputs
-    return tuple(found), outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
+        found += name, array.dtype, array.shape
+    return tuple(found)
 
 
 class Engine:
@@ -141,6 +140,29 @@ class Engine:
         if self._device is not None and other._device is not None:
             self._device.follow(other._device)
 
+    def again(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> dict[str, Any] | None:
+        """Run a request for numpy arrays without a time limit, if one like it has found a route.
+
+        Returns:
+            Output -> array; None if the request must be made by `run`.
+
+        Raises:
+            InputError: A finite number is too large for the model's type.
+            EnvironmentProblem: ONNX Runtime failed.
+        """
+        device = self._device
+        if device is None:
+            return None
+        way = self._ways.get(_signature(feeds, outputs))
+        if way is None or way.route is None:
+            return None
+        try:
+            return device.along(way.route, feeds)
+        except HalfconvError:
+            raise
+        except Exception as error:
+            raise self._held.failure(error, None) from error
+
     def run(self, request: Request) -> dict[str, Any]:
         """Run a request.
 
@@ -155,7 +177,7 @@ class Engine:
         """
         ticket = request.ticket
         try:
-            signature = _signature(request)
+            signature = _signature(request.feeds, request.outputs)
             way = None if signature is None else self._ways.get(signature)
             if way is None:
                 feeds, way = self._find_way(request)
@@ -164,11 +186,6 @@ class Engine:
                         self._ways.clear()
                     self._ways[signature] = way
             else:
-                if self._device is not None and way.route is not None and ticket is None and request.to == "numpy":
-                    request.batch, request.bucket = way.batch, None if way.fit is None else way.fit.size
-                    found = self._device.along(way.route, request)
-                    if found is not None:
-                        return found
                 feeds = {n: Feed(way.specs[n], array, way.elements[n], array.shape) for n, array in request.feeds.items()}
             request.batch, request.bucket = way.batch, None if way.fit is None else way.fit.size
             if self._device is not None:

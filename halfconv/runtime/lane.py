@@ -91,6 +91,18 @@ class Lane:
                     ticket.check()
         return job.result()  # it runs, and reads the caller's arrays: wait until it stops
 
+    def enter(self) -> bool:
+        """Begin the caller's turn if it comes at once and on the caller's thread; `leave` ends it."""
+        if self.threaded or self._home is not threading.current_thread() or not self._lock.acquire(blocking=False):
+            return False
+        if self.threaded:
+            self._lock.release()
+        return not self.threaded
+
+    def leave(self) -> None:
+        """End the turn that `enter` began."""
+        self._lock.release()
+
     def close(self) -> None:
         """End the thread."""
         if self._worker is not None:

@@ -135,21 +135,27 @@ class OnDevice:
             return None
         return bound.route(feeds, names, self._held.settings.output)
 
-    def along(self, route: Route, request: Request) -> dict[str, Any] | None:
-        """Run a request by its way; None if that cannot be now."""
+    def along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Run a request by its route; None if that cannot be now."""
         lane = self._lane
-        return None if lane is None or self._handed else lane.call(lambda: self._along(route, request), None)
+        if lane is None or self._handed or self._held.loaded.recording:
+            return None
+        if not lane.enter():
+            return lane.call(lambda: self._along(route, feeds), None)
+        try:
+            return self._along(route, feeds)
+        finally:
+            lane.leave()
 
-    def _along(self, route: Route, request: Request) -> dict[str, Any] | None:
-        with GATE.shared():
-            if not route.ready or self._held.loaded.recording:
-                return None
-            request.graph = True
-            try:
-                return route.run(request.feeds)
-            except BaseException:
-                self._settle()
-                raise
+    def _along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+        if not route.ready:
+            return None
+        try:
+            with GATE:
+                return route.run(feeds)
+        except BaseException:
+            self._settle()
+            raise
 
     def _settle(self) -> None:
         """Wait for copies from the caller's memory that may be under way although their run failed."""
@@ -224,8 +230,8 @@ class OnDevice:
             bounds, self._bounds = [*self._bounds.values(), *more], OrderedDict()
         for bound in bounds:
             bound.detach()
-        self._device.part()
         self._held.without_graphs(why)
+        self._device.part()
         for bound in bounds:
             bound.close()
         with self._lock:  # only now: whoever waits for the lane finds a model

@@ -5,6 +5,7 @@ A small model's graph takes 0.2 ms, of which a look at every input and output an
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,8 +42,12 @@ class Move(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """How an output gets to the caller: through a view of the pinned buffer, or straight into memory of its own without one."""
+    """How an output gets to the caller: through a view of the pinned buffer, or straight into memory of its own without one.
 
+    It is kept as it is, or needs a cast to what the caller wants.
+    """
+
+    kept: bool
     spec: Spec
     source: int
     size: int
@@ -87,13 +92,14 @@ class Route:
             view = None
             if size < DIRECT or (spec.element in FLOATS and wanted not in (None, spec.element)):
                 view = buffer[end : end + size].view(storage).reshape(shape)
-            self._results.append(_Result(spec, source, size, shape, storage, view, buffer.ctypes.data + end))
+            kept = spec.element != "bfloat16" and (spec.element not in FLOATS or wanted in (None, spec.element))
+            self._results.append(_Result(kept, spec, source, size, shape, storage, view, buffer.ctypes.data + end))
             end += 0 if view is None else aligned(size)
 
     @property
     def ready(self) -> bool:
-        """Whether the calling thread can take it."""
-        return not self._bound.closed and self._bound.ready
+        """Whether the calling thread has captured its graph."""
+        return self._bound.captured == threading.get_ident()
 
     def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         """Run on inputs of the types and shapes that it was made for.
@@ -133,10 +139,10 @@ class Route:
         device.wait()
         ended: dict[str, Any] = {}
         for result in self._results:
-            name = result.spec.name
-            if result.view is None:
-                ended[name] = finish(found[name], result.spec, self._wanted)
+            name, view = result.spec.name, result.view
+            if result.kept:
+                ended[name] = found[name] if view is None else view.copy()
                 continue
-            array = finish(result.view, result.spec, self._wanted)
-            ended[name] = array if array is not result.view and array.base is None else np.array(array)
+            array = finish(found[name] if view is None else view, result.spec, self._wanted)
+            ended[name] = array if view is None or array.base is None else np.array(array)
         return ended

@@ -210,9 +210,13 @@ class Session:
             EnvironmentProblem: ONNX Runtime failed, or this process is a child of the one that made the session.
             UsageError: The session is closed, or an option is wrong.
         """
-        ticket = None if timeout is None else Ticket(timeout)
         engine = self._take()
         try:
+            if timeout is None and to == "numpy" and not self._hooks:
+                found = engine.again(feeds, outputs)
+                if found is not None:
+                    return found
+            ticket = None if timeout is None else Ticket(timeout)
             return self._run(engine, Request(feeds, outputs, foreign.checked(to), ticket))
         finally:
             self._give_back(engine)
@@ -333,7 +337,8 @@ class Session:
 
     def _take(self) -> Engine:
         """Return the model that is current, which is not released before it is given back."""
-        self._engine.check_process()
+        if os.getpid() != self._pid:
+            self._engine.check_process()
         if self._dropped:
             self._sweep()
         with self._lock:

@@ -383,6 +383,6 @@ def test_padded_batches_take_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = models.with_graphs(monkeypatch, models.squares(), buckets=[4])
     for count in (3, 4, 3, 4, 3, 4):
         check(engine, rows(count))
-    routes = {signature[0][0][2]: way.route is not None for signature, way in engine._ways.items()}
+    routes = {signature[3]: way.route is not None for signature, way in engine._ways.items()}
     assert routes == {(3, 4): False, (4, 4): True}
     engine.close()
