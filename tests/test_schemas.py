@@ -21,7 +21,7 @@ from halfconv.cli import main
 from halfconv.planning import plan_model
 
 NAMES = (
-    "baseline", "bench", "convert", "demo", "diff", "doctor", "explain", "formats", "inspect", "plan", "profile", "ranges",
+    "baseline", "bench", "convert", "demo", "diff", "doctor", "explain", "export", "formats", "inspect", "plan", "profile", "ranges",
     "validate",
 )  # fmt: skip
 
