@@ -23,6 +23,7 @@ from halfconv.terminal import console as _console
 from halfconv.terminal import json_option as _json_option
 from halfconv.terminal import print_json as _print_json
 from halfconv.terminal import progress as _progress
+from halfconv.train_command import train
 
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport
@@ -376,6 +377,7 @@ cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(formats)
+cli.add_command(train)
 
 
 def _annotate(report: DriftReport) -> None:

@@ -16,6 +16,7 @@ from halfconv.errors import CheckFailed, EnvironmentProblem, InputError, UsageEr
 from halfconv.export.comparison import compare, named_outputs
 from halfconv.export.exporters import EXPORTERS, TRACED, Attempt, export_module
 from halfconv.export.specs import parse_dynamic, parse_inputs, read_example
+from halfconv.export.weights import load_weights
 from halfconv.imports import names_function
 from halfconv.model_writer import EXTERNAL_DATA, INLINE_LIMIT, written_model
 from halfconv.progress import Progress, StageClock
@@ -25,6 +26,7 @@ from halfconv.weight_files import weight_bytes
 if TYPE_CHECKING:
     from halfconv.drift.report import OutputDrift
     from halfconv.export.sources import Source
+    from halfconv.recipes.recipe import Recipe
 
 __all__ = ["OPSET", "ExportResult", "export", "export_source"]
 
@@ -156,12 +158,11 @@ def export(
             from halfconv.export.sources import from_factory
 
             source = from_factory(target, specs, arrays, dims, seed)
+            if weights is not None:
+                load_weights(source.module, Path(weights))
         else:
-            raise UsageError(f"'{target}' is nothing that can be exported", "package.module:factory, or a .pt2 file")
-        if weights is not None:
-            from halfconv.export.weights import load_weights
-
-            load_weights(source.module, Path(weights))
+            source, known = _recipe(target, weights, {"--input": specs, "--dynamic": dims, "--example": arrays})
+            opset, output_names = opset or known.opset, output_names or known.outputs
     return export_source(
         source, path, output_names=output_names, opset=opset or OPSET, exporter=exporter, external_data=external_data,
         tolerance=tolerance, check=check, clock=clock,
@@ -234,6 +235,19 @@ def _output_names(source: Source) -> list[str]:
         raise InputError(f"{source.title} fails on the example inputs: {words}", "other example inputs") from error
     keys = [key for key, _ in named_outputs(returned)]
     return [f"output_{key}" if key[:1].isdigit() else key or "output" for key in keys]
+
+
+def _recipe(name: str, weights: str | os.PathLike[str] | None, others: Mapping[str, Any]) -> tuple[Source, Recipe]:
+    from halfconv.recipes.catalog import NAMES
+    from halfconv.recipes.training import recipe_source
+
+    if name not in NAMES:
+        words = f"package.module:factory, a .pt2 file, or one of the recipes {', '.join(NAMES)}"
+        raise UsageError(f"'{name}' is nothing that can be exported", words)
+    for option, value in others.items():
+        if value:
+            raise UsageError(f"{option} does not go with a recipe, which knows its inputs", f"leave out {option}")
+    return recipe_source(name, None if weights is None else Path(weights))
 
 
 def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:

@@ -1,0 +1,261 @@
+"""Train a recipe, and write the model, its weights, labelled samples and what was measured into a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from halfconv.errors import EnvironmentProblem, UsageError
+from halfconv.export.exporting import ExportResult, export_source
+from halfconv.export.sources import Source, from_module
+from halfconv.export.weights import load_weights, safetensors_bytes
+from halfconv.progress import Progress
+from halfconv.recipes.catalog import load_recipe
+from halfconv.recipes.recipe import Recipe, Split, batches, predict, tensors
+from halfconv.storage import disk_problem
+
+if TYPE_CHECKING:
+    import torch
+
+    from halfconv.train import Result
+
+__all__ = ["FILES", "TrainReport", "recipe_source", "train_recipe"]
+
+#: What is written, in that order.
+FILES = ("weights.safetensors", "samples.npz", "model.onnx", "metrics.json")
+#: Share of the steps in which the learning rate rises.
+WARM_UP = 0.2
+#: Examples with which a model is exported.
+EXAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What was trained.
+
+    Attributes:
+        recipe: The recipe's name.
+        title: What it does.
+        output: The folder.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``pure-fp16``.
+        device: Where it was trained.
+        seed: The seed.
+        fold: Which part of the data was held out.
+        epochs: How often the training data was gone through.
+        rows: Examples to train with, and held out.
+        parameters: Number of weights.
+        metric: The metric's name.
+        value: The metric on held-out data, of the FP32 weights.
+        threshold: What the recipe promises.
+        seconds: What the training took.
+        result: What `halfconv.train.fit` returned.
+        exported: What `halfconv.export` returned.
+    """
+
+    recipe: str
+    title: str
+    output: Path
+    precision: str
+    device: str
+    seed: int
+    fold: int
+    epochs: int
+    rows: Mapping[str, int]
+    parameters: int
+    metric: str
+    value: float
+    threshold: float
+    seconds: float
+    result: Result
+    exported: ExportResult
+
+    @property
+    def passed(self) -> bool:
+        """Whether the metric is what the recipe promises."""
+        return self.value >= self.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON data."""
+        return {
+            "schema_version": 1,
+            "recipe": self.recipe,
+            "title": self.title,
+            "output": str(self.output),
+            "files": list(FILES),
+            "precision": self.precision,
+            "device": self.device,
+            "seed": self.seed,
+            "fold": self.fold,
+            "epochs": self.epochs,
+            "rows": dict(self.rows),
+            "parameters": self.parameters,
+            "metric": {"name": self.metric, "value": self.value, "threshold": self.threshold, "passed": self.passed},
+            "seconds": self.seconds,
+            "history": self.result.history,
+            "scales": [list(entry) for entry in self.result.scales],
+            "skipped": self.result.skipped,
+            "steps": self.result.steps,
+            "export": self.exported.to_dict(),
+        }
+
+
+def train_recipe(
+    name: str, output: str | os.PathLike[str], *, precision: str = "fp32", device: str = "auto", epochs: int | None = None,
+    seed: int = 0, fold: int = 0, on_progress: Callable[[Progress], None] | None = None,
+) -> TrainReport:  # fmt: skip
+    """Train a recipe, export it, and write the `FILES`.
+
+    Args:
+        name: The recipe.
+        output: The folder; files of these names in it are replaced, all together at the end.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``pure-fp16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        epochs: How often the training data is gone through; None for the recipe's number.
+        seed: Of the weights and of the order of the data.
+        fold: Which part of the data is held out, where the recipe has several.
+        on_progress: Told what is being done.
+
+    Returns:
+        What was trained.
+
+    Raises:
+        UsageError: There is no such recipe or fold, or the folder is a file.
+        EnvironmentProblem: A package, the device or its half precision is missing, or the disk refuses the files.
+        CheckFailed: The exported model does not give what PyTorch gives.
+    """
+    from halfconv.train import fit
+
+    recipe, folder = load_recipe(name), Path(output).absolute()
+    _check_folder(folder)
+    if not 0 <= fold < recipe.folds:
+        raise UsageError(f"recipe {name} has no fold {fold}", f"0 to {recipe.folds - 1}" if recipe.folds > 1 else "fold 0")
+    if epochs is not None and epochs < 1:
+        raise UsageError(f"{epochs} epochs train nothing", "1 or more")
+    train, test = recipe.data(fold)
+    module = _fresh(recipe, seed)
+    rounds = epochs or recipe.epochs
+    steps = rounds * -(-len(train) // recipe.batch)
+    begin = time.perf_counter()
+    result = fit(
+        module, lambda epoch: batches(recipe, train, seed, epoch), loss=recipe.loss, epochs=rounds, precision=precision,
+        device=device, seed=seed, progress=on_progress or False, evaluate=lambda trained: _measure(recipe, trained, test),
+        optimizer=lambda weights: _optimizer(recipe, weights), scheduler=lambda optimizer: _schedule(recipe, optimizer, steps),
+    )  # fmt: skip
+    seconds, place = time.perf_counter() - begin, str(next(module.parameters()).device)
+    module = module.float().cpu().eval()
+    with tempfile.TemporaryDirectory(prefix="halfconv-train-") as scratch:
+        made = Path(scratch)
+        exported = export_source(
+            _source(recipe, module, test, name), made / "model.onnx", opset=recipe.opset, output_names=recipe.outputs
+        )
+        value = _measure(recipe, module, test)["metric"]
+        report = TrainReport(
+            name, recipe.title, folder, precision, place, seed, fold, rounds, {"train": len(train), "test": len(test)},
+            sum(weight.numel() for weight in module.parameters()), recipe.metric_name, value, recipe.threshold, seconds, result,
+            replace(exported, output=folder / "model.onnx"),
+        )  # fmt: skip
+        (made / "weights.safetensors").write_bytes(safetensors_bytes(module.state_dict()))
+        (made / "samples.npz").write_bytes(_samples(test))
+        (made / "metrics.json").write_text(json.dumps(_finite(report.to_dict()), indent=1) + "\n", "utf-8")
+        _put(made, folder)
+    return report
+
+
+def recipe_source(name: str, weights: Path | None) -> tuple[Source, Recipe]:
+    """Return a recipe's model, to be exported.
+
+    Args:
+        name: The recipe.
+        weights: What `train_recipe` wrote; None for the fresh weights of seed 0.
+    """
+    recipe = load_recipe(name)
+    module = _fresh(recipe, 0)
+    if weights is not None:
+        load_weights(module, weights)
+    source = _source(recipe, module, recipe.data(0)[1], name)
+    if weights is None:
+        source = replace(source, notes=(f"the weights are fresh: halfconv train {name} trains them, and --weights takes them",))
+    return source, recipe
+
+
+def _fresh(recipe: Recipe, seed: int) -> torch.nn.Module:
+    import torch
+
+    torch.manual_seed(seed)
+    return recipe.model()
+
+
+def _source(recipe: Recipe, module: torch.nn.Module, test: Split, name: str) -> Source:
+    inputs = tensors(test.rows(slice(0, EXAMPLES)).inputs)
+    source = from_module(recipe.final(module), inputs, recipe.free_dims(inputs), name)
+    return replace(source, translations=recipe.translations() if recipe.translations else {})
+
+
+def _optimizer(recipe: Recipe, weights: Any) -> torch.optim.Optimizer:
+    import torch
+
+    return torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+
+
+def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    import torch
+
+    # One more than there are: the scheduler may be asked once beyond the last step.
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1, pct_start=WARM_UP)
+
+
+def _measure(recipe: Recipe, model: torch.nn.Module, test: Split) -> dict[str, float]:
+    outputs = predict(recipe, recipe.final(model).eval(), test.inputs)
+    return {"metric": float(recipe.metric(outputs, test.labels))}
+
+
+def _samples(test: Split) -> bytes:
+    stream = io.BytesIO()
+    arrays: dict[str, Any] = {**test.inputs, **test.labels}
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"output {folder} is a file, and a folder is needed", "another -o")
+    parent = folder if folder.is_dir() else folder.parent
+    if not parent.is_dir():
+        raise EnvironmentProblem(f"output folder {parent} does not exist", f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK):
+        raise EnvironmentProblem(f"no permission to write in {parent}", "another -o, or chmod")
+    for file in FILES:
+        if (folder / file).is_dir():
+            raise UsageError(f"{folder / file} is a directory, where a file is to be written", "another -o")
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Copy the files beside their places, then rename all."""
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".train-") as beside:
+            for file in FILES:
+                shutil.copyfile(made / file, Path(beside, file))
+            for file in FILES:
+                Path(beside, file).replace(folder / file)
+    except OSError as error:
+        raise disk_problem(error, folder) from None
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON data in which NaN and infinities are null."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
