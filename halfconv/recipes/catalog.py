@@ -13,7 +13,7 @@ from halfconv.recipes.recipe import Recipe
 __all__ = ["NAMES", "load_recipe", "recipes_folder"]
 
 #: Each has a file ``NAME.py`` with a `Recipe` called ``RECIPE``.
-NAMES = ("digits_cnn", "digits_mlp")
+NAMES = ("digits_cnn", "digits_mlp", "movie_ratings", "cells_unet")
 #: Where the recipes' modules are imported to.
 PACKAGE = "halfconv.recipes.models"
 
