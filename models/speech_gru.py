@@ -66,7 +66,8 @@ def waveform(path: Path) -> Array:
     if rate != RATE:
         common = int(np.gcd(rate, RATE))
         sound = resample_poly(sound, RATE // common, rate // common)
-    return np.asarray(np.clip(sound, -1, 1), np.float32)
+    clipped: Array = np.clip(sound, -1, 1).astype(np.float32)
+    return clipped
 
 
 def noisy(sound: Array, random: np.random.Generator) -> Array:
@@ -74,7 +75,8 @@ def noisy(sound: Array, random: np.random.Generator) -> Array:
     pauses = random.integers(RATE // 2, RATE, 2)
     padded = np.concatenate([np.zeros(pauses[0]), sound, np.zeros(pauses[1])])
     level = np.abs(sound).max() * 10 ** random.uniform(-3, -1.5)
-    return (padded + level * random.standard_normal(len(padded))).astype(np.float32)
+    mixed: Array = (padded + level * random.standard_normal(len(padded))).astype(np.float32)
+    return mixed
 
 
 def energies(sound: Array) -> Array:
@@ -83,7 +85,8 @@ def energies(sound: Array) -> Array:
     power = np.abs(np.fft.rfft(frames * np.hanning(FRAME), axis=1)) ** 2
     edges = np.unique(np.round(np.geomspace(2, FRAME // 2, BANDS + 8)).astype(int))[-BANDS - 1 :]
     bands = np.stack([power[:, low:high].mean(1) for low, high in itertools.pairwise(edges)], 1)
-    return np.asarray((np.log(bands + 1e-6) + 4) / 8, np.float32)
+    scaled: Array = ((np.log(bands + 1e-6) + 4) / 8).astype(np.float32)
+    return scaled
 
 
 def teacher(sound: Array) -> Array:
@@ -132,7 +135,7 @@ RECIPE = Recipe(
     loss=cross_entropy,
     metric=balanced_frames,
     metric_name="halfconv.recipes.metrics:balanced_frames",
-    threshold=0.85,
+    threshold=0.95,
     outputs=("scores",),
     epochs=30,
     batch=32,

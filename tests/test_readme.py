@@ -276,6 +276,17 @@ def make_numbers() -> str:
     return "\n".join(lines)
 
 
+def make_recipes() -> str:
+    from halfconv.recipes.catalog import NAMES, load_recipe
+
+    lines = [row("recipe", "learns", "data", "labels that are derived", "metric on held-out data"), "|---|---|---|---|---|"]
+    for name in NAMES:
+        known = load_recipe(name)
+        metric = f"`{known.metric_name.rpartition(':')[2]}` ≥ {known.threshold:g}"
+        lines.append(row(f"`{name}`", known.title, known.source, known.derived or "none", metric))
+    return "\n".join(lines)
+
+
 def make_fusions() -> str:
     from halfconv.graph.fusions import FUSIONS
 
@@ -316,6 +327,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "session": make_session,
     "unmodelled": make_unmodelled,
     "fusions": make_fusions,
+    "recipes": make_recipes,
     "formats": lambda: example("formats 3.14159"),
     "steps": lambda: example("--add 0.2"),
     "numbers": make_numbers,
@@ -416,6 +428,16 @@ def test_configuration_example_is_read(tmp_path: Path) -> None:
     options = find_options(tmp_path, known)
     assert options["convert"] == {"block_op": ["Tanh"], "target": "cuda"}
     assert options["inspect"] == {"block_op": ["Tanh"]}
+
+
+@pytest.mark.slow
+def test_script_from_training_to_measuring_runs(tmp_path: Path) -> None:
+    script = next(block for block in blocks("bash") if "halfconv train" in block)
+    output = shell(here(script), tmp_path, 600)
+    for words in ("accuracy on held-out data 0.9", "reached", "as PyTorch: logits", "PASSED", "p50"):
+        assert words in output
+    made = {path.name for path in (tmp_path / "digits").iterdir()}
+    assert {"model.onnx", "weights.safetensors", "samples.npz", "metrics.json", "exported.onnx", "half.onnx"} <= made
 
 
 def test_formats_example_runs() -> None:

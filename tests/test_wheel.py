@@ -96,6 +96,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     if listed.returncode:
         pytest.skip("not a clone")
     assert set(listed.stdout.split()) <= names
+    recipes = {f"halfconv/models/{path.name}" for path in (ROOT / "models").iterdir() if path.is_file()}
+    assert {"halfconv/models/digits_cnn.py", "halfconv/models/digits_cnn.onnx", "halfconv/models/digits_cnn.npz"} <= recipes <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -138,6 +140,16 @@ def test_model_converts(demo: Place) -> None:
         "m.onnx",
     ]
     onnx.checker.check_model(onnx.load(demo.folder / "work" / "m.fp16.onnx"), full_check=True)
+
+
+def test_recipes_are_found_where_the_package_is_installed(demo: Place) -> None:
+    code = "from halfconv.recipes.catalog import NAMES, recipes_folder as f; print(*(str(f() / (n + '.py')) for n in NAMES))"
+    for path in demo.good("python", "-c", code).split():
+        assert demo.folder in Path(path).parents
+        assert Path(path).is_file()
+    done = demo.run("halfconv", "train", "digits_cnn", "-o", "digits")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"halfconv: [^\n]+; try: pip install 'halfconv\[recipes\]'\n", done.stderr)
 
 
 def test_environment_is_consistent(demo: Place) -> None:
