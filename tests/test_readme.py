@@ -512,7 +512,7 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 
 def test_files_it_names_are_here() -> None:
     for name in re.findall(r"`([\w./]+(?:\.md|\.json|\.txt)|bench/|halfconv/schemas/)`", text()):
-        if not name.startswith(("magika", "pyproject")):
+        if not name.startswith(("magika", "pyproject", "metrics")):
             assert (ROOT / name).exists(), name
 
 

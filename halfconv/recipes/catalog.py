@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from halfconv.errors import EnvironmentProblem, UsageError
 from halfconv.recipes.recipe import Recipe
 
-__all__ = ["NAMES", "load_recipe", "recipes_folder"]
+__all__ = ["NAMES", "load_recipe", "needing_packages", "recipes_folder"]
 
 #: Each has a file ``NAME.py`` with a `Recipe` called ``RECIPE``.
 NAMES = ("digits_cnn", "digits_mlp", "movie_ratings", "cells_unet", "docstrings_bert", "digit_detector", "speech_gru")
@@ -46,15 +48,28 @@ def load_recipe(name: str) -> Recipe:
         module = importlib.util.module_from_spec(spec)
         sys.modules[full] = module  # where PyTorch looks for the sources of what it exports
         try:
-            spec.loader.exec_module(module)
-        except ModuleNotFoundError as error:
-            del sys.modules[full]
-            raise EnvironmentProblem(
-                f"the recipe {name} needs the package {error.name}", "pip install 'halfconv[recipes]'"
-            ) from None
+            with needing_packages(name):
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[full]
             raise
     recipe = sys.modules[full].RECIPE
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+@contextlib.contextmanager
+def needing_packages(name: str) -> Iterator[None]:
+    """Say of a package that is not installed that a recipe needs it.
+
+    Args:
+        name: The recipe.
+
+    Raises:
+        EnvironmentProblem: One is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        words = f"the recipe {name} needs the package {error.name}"
+        raise EnvironmentProblem(words, "pip install 'halfconv[cpu,recipes]', or 'halfconv[gpu,recipes]'") from None

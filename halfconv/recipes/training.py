@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from halfconv.check import require_runtime
 from halfconv.errors import EnvironmentProblem, UsageError
 from halfconv.export.exporting import ExportResult, export_source
 from halfconv.export.sources import Source, from_module
 from halfconv.export.weights import load_weights, safetensors_bytes
 from halfconv.progress import Progress
-from halfconv.recipes.catalog import load_recipe
+from halfconv.recipes.catalog import load_recipe, needing_packages
 from halfconv.recipes.recipe import Recipe, Split, batches, predict, tensors
 from halfconv.storage import disk_problem
 
@@ -133,16 +134,18 @@ def train_recipe(
         EnvironmentProblem: A package, the device or its half precision is missing, or the disk refuses the files.
         CheckFailed: The exported model does not give what PyTorch gives.
     """
-    from halfconv.train import fit
-
     recipe, folder = load_recipe(name), Path(output).absolute()
     _check_folder(folder)
     if not 0 <= fold < recipe.folds:
         raise UsageError(f"recipe {name} has no fold {fold}", f"0 to {recipe.folds - 1}" if recipe.folds > 1 else "fold 0")
     if epochs is not None and epochs < 1:
         raise UsageError(f"{epochs} epochs train nothing", "1 or more")
-    train, test = recipe.data(fold)
-    module = _fresh(recipe, seed)
+    from halfconv.train import fit
+
+    require_runtime()  # which compares the exported model, in the end
+    with needing_packages(name):
+        train, test = recipe.data(fold)
+        module = _fresh(recipe, seed)
     rounds = epochs or recipe.epochs
     steps = rounds * -(-len(train) // recipe.batch)
     begin = time.perf_counter()
@@ -179,10 +182,11 @@ def recipe_source(name: str, weights: Path | None) -> tuple[Source, Recipe]:
         weights: What `train_recipe` wrote; None for the fresh weights of seed 0.
     """
     recipe = load_recipe(name)
-    module = _fresh(recipe, 0)
+    with needing_packages(name):
+        module, (_, test) = _fresh(recipe, 0), recipe.data(0)
     if weights is not None:
         load_weights(module, weights)
-    source = _source(recipe, module, recipe.data(0)[1], name)
+    source = _source(recipe, module, test, name)
     if weights is None:
         source = replace(source, notes=(f"the weights are fresh: halfconv train {name} trains them, and --weights takes them",))
     return source, recipe

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,8 @@ def test_data_is_the_same_each_time_and_what_is_held_out_is_not_trained_with(nam
 # Each of them, from data to a validated half model
 
 EPOCHS = {
-    "digits_cnn": 3, "digits_mlp": 3, "movie_ratings": 1, "cells_unet": 1, "docstrings_bert": 1, "digit_detector": 2, "speech_gru": 2,
+    "digits_cnn": 3, "digits_mlp": 3, "movie_ratings": 1, "cells_unet": 1, "docstrings_bert": 1, "digit_detector": 2,
+    "speech_gru": 2,
 }  # fmt: skip
 
 
@@ -157,8 +158,6 @@ def test_same_seed_gives_the_same_file_and_another_does_not(tmp_path: Path) -> N
 
 
 def test_metric_below_what_is_promised_is_an_exit_of_1(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    from dataclasses import replace
-
     recipe = replace(load_recipe("digits_mlp"), threshold=1.1, epochs=1)
     monkeypatch.setattr("halfconv.recipes.training.load_recipe", lambda name: recipe)
     done = cli("train", "digits_mlp", "-o", "out", "--device", "cpu")
@@ -192,6 +191,17 @@ def test_error_is_one_line_and_leaves_nothing(case: str, cli: Any, folder: Path)
     assert re.fullmatch(r"halfconv: [^\n]+; try: [^\n]+\n", done.err)
     assert words in done.err
     assert sorted(folder.rglob("*")) == before
+
+
+def test_missing_package_is_named(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def without(fold: int) -> Any:
+        import nothing_of_that_name  # noqa: F401
+
+    recipe = replace(load_recipe("digits_mlp"), data=without)
+    monkeypatch.setattr("halfconv.recipes.training.load_recipe", lambda name: recipe)
+    done = cli("train", "digits_mlp", "-o", "out")
+    assert done.code == 2
+    assert "the recipe digits_mlp needs the package nothing_of_that_name; try: pip install 'halfconv[cpu,recipes]'" in done.err
 
 
 def test_options_do_not_go_with_a_recipe(cli: Any) -> None:  # noqa: F811
@@ -294,13 +304,3 @@ def test_operator_gives_what_onnx_gives() -> None:
     kept = keep_best(boxes, scores).numpy()
     np.testing.assert_array_equal(kept, wanted)
     assert 5 < kept.sum() < 100
-
-
-def test_samples_hold_the_labels_beside_the_inputs() -> None:
-    from halfconv.recipes.training import _samples
-
-    _, test = load_recipe("digits_cnn").data(0)
-    import io
-
-    assert sorted(np.load(io.BytesIO(_samples(test)))) == ["image", "labels"]
-    assert json.dumps(load_recipe("digits_cnn").free_dims(["image"])) == '{"image": {"0": "batch"}}'
