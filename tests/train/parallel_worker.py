@@ -1,4 +1,4 @@
-"""What each process of `test_parallel` runs, as ``python -m tests.train.parallel_worker OUT KIND``: train, and write the result."""
+"""What each process of `test_parallel` runs (``python -m tests.train.parallel_worker OUT KIND DEVICE``): it trains."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def data(batch: int, rows: int = 96) -> DataLoader[tuple[torch.Tensor, ...]]:
     return DataLoader(TensorDataset(*classes(rows)), batch, shuffle=True)
 
 
-def train(kind: str, processes: int, folder: Path) -> tuple[nn.Module, Result]:
+def train(kind: str, processes: int, folder: Path, device: str = "cpu") -> tuple[nn.Module, Result]:
     """Train with batches that make up the same steps, however many processes there are."""
-    options: dict[str, Any] = {"loss": cross_entropy, "epochs": 3, "device": "cpu", "evaluate": lambda _: {"pid": os.getpid()}}
+    options: dict[str, Any] = {"loss": cross_entropy, "epochs": 3, "device": device, "evaluate": lambda _: {"pid": os.getpid()}}
     batch = 16 // processes
     options["optimizer"] = lambda weights: torch.optim.SGD(weights, 0.1, momentum=0.9)
     trained, batches = model(), data(batch)
@@ -57,7 +57,7 @@ def train(kind: str, processes: int, folder: Path) -> tuple[nn.Module, Result]:
 
 
 if __name__ == "__main__":
-    out, kind = Path(sys.argv[1]), sys.argv[2]
-    trained, result = train(kind, int(os.environ["WORLD_SIZE"]), out)
+    out, kind, device = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    trained, result = train(kind, int(os.environ["WORLD_SIZE"]), out, device)
     assert not torch.distributed.is_initialized()
-    torch.save({"weights": trained.state_dict(), "result": result.to_dict()}, out / f"{os.environ['RANK']}.pt")
+    torch.save({"weights": trained.cpu().state_dict(), "result": result.to_dict()}, out / f"{os.environ['RANK']}.pt")

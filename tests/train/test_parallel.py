@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow  # each process imports torch
 
 
-def launched(kind: str, folder: Path, count: int = 2) -> list[dict[str, Any]]:
+def launched(kind: str, folder: Path, device: str = "cpu", count: int = 2) -> list[dict[str, Any]]:
     """Run the worker in some processes; return what each of them wrote."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     done = subprocess.run(
-        [*command, "-m", "tests.train.parallel_worker", str(folder), kind],
+        [*command, "-m", "tests.train.parallel_worker", str(folder), kind, device],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -52,6 +52,17 @@ def test_two_processes_are_one_with_twice_the_batch(kind: str, tmp_path: Path) -
     assert first["result"]["metrics"] == second["result"]["metrics"]
     losses = [[entry["loss"] for entry in each["history"]] for each in (first["result"], second["result"], result.to_dict())]
     assert losses[0] == losses[1] == pytest.approx(losses[2], abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_are_one_with_twice_the_batch(tmp_path: Path) -> None:
+    first, second = launched("plain", tmp_path, "cuda")
+    model, result = train("plain", 1, tmp_path, "cuda")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], weight.cpu(), rtol=0, atol=1e-5)
+    assert first["result"]["steps"] == result.steps == 18
 
 
 def test_all_processes_move_the_same_modules(tmp_path: Path) -> None:
