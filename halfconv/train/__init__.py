@@ -16,5 +16,6 @@ except ImportError as _error:
 from halfconv.train.loop import fit
 from halfconv.train.policy import AdaptivePolicy, PrecisionPolicy
 from halfconv.train.result import Move, Result
+from halfconv.train.semi import fit_semi, warm_up
 
-__all__ = ["AdaptivePolicy", "Move", "PrecisionPolicy", "Result", "fit"]
+__all__ = ["AdaptivePolicy", "Move", "PrecisionPolicy", "Result", "fit", "fit_semi", "warm_up"]

@@ -72,6 +72,7 @@ class Watcher:
         self._outside: dict[str, torch.Tensor] = {}
         self._probed: dict[str, tuple[float, float]] = {}
         self._paused = False
+        self._generators: dict[str, Any] | None = None
         self.moves: list[Move] = []
 
     @contextlib.contextmanager
@@ -98,18 +99,22 @@ class Watcher:
 
         return look
 
-    def after_backward(self, step: int, batches: Sequence[Batch]) -> None:
-        """Measure underflow and noise if it is time for a probe.
+    def before_backward(self, step: int) -> None:
+        """Keep the random numbers of a step that is probed."""
+        self._generators = None if step % self._policy.probe_every else capture_rng(self._stepper.device)
+
+    def after_backward(self, batches: Sequence[Batch]) -> None:
+        """Measure underflow and noise if the step is probed.
 
         Args:
-            step: The step that is under way; the weights have its gradients, scaled.
-            batches: Its batches.
+            batches: The step's; the weights have its gradients, scaled.
         """
-        if step % self._policy.probe_every:
+        if self._generators is None:
             return
         optimized = [weight for group in self._stepper.optimizer.param_groups for weight in group["params"]]
         in_half = {id(weight): weight.grad for weight in optimized}
         with self._undisturbed(optimized):
+            restore_rng(self._generators, self._stepper.device)
             self._stepper.backward(batches, half=False)
             figures = torch.stack([self._compare(name, in_half) for name in self._names])
         lost, noise = figures.T.tolist()
@@ -117,7 +122,7 @@ class Watcher:
 
     @contextlib.contextmanager
     def _undisturbed(self, weights: list[torch.nn.Parameter]) -> Iterator[None]:
-        """Begin with the random numbers of the step, and leave gradients, buffers and generators as they were."""
+        """Begin without gradients, and leave gradients, buffers and generators as they were."""
         model, device = self._stepper.model, self._stepper.device
         gradients = [weight.grad for weight in weights]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

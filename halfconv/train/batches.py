@@ -23,8 +23,8 @@ def steps_of(data: Data, epoch: int, *, seed: int, accumulate: int, shared: Proc
     """Yield, for each step of an epoch, the batches that this process computes its gradients from.
 
     All generators of random numbers are seeded with (seed, epoch) before the data is asked for its order, a generator of a
-    DataLoader's own included, so that an epoch can be begun again. Processes other than the first then go on with a seed of their
-    own, so that dropout differs among them.
+    DataLoader's own included, so that an epoch can be begun again. Processes other than the first go on with a seed of their own
+    after the first batch, so that dropout differs among them.
 
     Of N processes, the one of rank r takes the batches r, r + N, r + 2N, …; those left over at the end, too few for all, are left
     out. A DataLoader with a DistributedSampler shares already and is told the epoch.
@@ -47,7 +47,9 @@ def steps_of(data: Data, epoch: int, *, seed: int, accumulate: int, shared: Proc
         sampler.set_epoch(epoch)
     batches = iter(data(epoch) if callable(data) else data)
     if shared.rank:
+        first = list(itertools.islice(batches, 1))  # samplers draw their order when they are asked for the first
         seed_rng(seed, epoch, shared.rank)
+        batches = itertools.chain(first, batches)
     if shared.count > 1 and not isinstance(sampler, DistributedSampler):
         batches = _share(batches, shared)
     empty = True

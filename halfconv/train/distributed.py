@@ -6,6 +6,7 @@ with batches N times as large (PyTorch's DistributedDataParallel).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -83,7 +84,8 @@ class Processes:
 def processes(device: str) -> Iterator[Processes]:
     """Join the processes that ``torchrun`` started; without it, be the only one.
 
-    A process group that exists already is used and left as it is.
+    A process group that exists already is used. One that is made here stays until the process ends, for further runs: a second one
+    would read what the first has left in torchrun's store, and sometimes wait for addresses that are no more.
 
     Args:
         device: As for `halfconv.train.precision.pick_device`.
@@ -104,6 +106,10 @@ def processes(device: str) -> Iterator[Processes]:
             dist.init_process_group(_BACKEND[here.type])
         except (RuntimeError, ValueError) as error:
             raise EnvironmentProblem(f"the processes do not find each other: {error}", "torchrun --standalone …") from error
+        atexit.register(_leave)
     yield Processes(dist.get_rank(), dist.get_world_size(), here)
-    if ours:  # after an error, others may be waiting in the middle of a message, and taking leave of them could wait, too
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()

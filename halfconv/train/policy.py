@@ -82,7 +82,7 @@ class AdaptivePolicy(PrecisionPolicy):
 
     overflow: float = 0.0
     underflow: float = 0.5
-    noise: float = 0.5
+    noise: float = 1.0
     probe_every: int = 50
     patience: int = 2
     calm_steps: int = 500

@@ -109,9 +109,11 @@ class Run:
     def _train_step(self, batches: list[Batch], log: EventLog) -> torch.Tensor:
         stepper = self._stepper
         stepper.optimizer.zero_grad()
+        if self._watcher is not None:
+            self._watcher.before_backward(self.step + 1)
         loss = stepper.backward(batches)
         if self._watcher is not None:
-            self._watcher.after_backward(self.step + 1, batches)
+            self._watcher.after_backward(batches)
         self.step, self._done = self.step + 1, self._done + 1
         updated = stepper.update(self.step)
         if updated:
