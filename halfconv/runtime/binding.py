@@ -218,10 +218,7 @@ class Bound:
     def learn(self) -> None:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
         if not self._fixed:
-            shapes = {name: value.shape() for name, value in self.run(list(self._outputs)).items()}
-            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in shapes.items()}
-            sizes = (math.prod(shape) * _storage(self._outputs[name]).itemsize for name, shape in shapes.items())
-            self._reserve_results(sum(aligned(size) for size in sizes))  # whose place routes remember
+            self._keep({name: value.shape() for name, value in self.run(list(self._outputs)).items()})
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
         """Run on what `fill` bound into fixed outputs, once `learn` made them: a graph, which a thread's first call captures.
@@ -256,15 +253,42 @@ class Bound:
         if self._device.shared:
             self._device.wait()
 
+    @property
+    def settled(self) -> bool:
+        """Whether buffers of its own are bound to all inputs."""
+        return not self.closed and not self._elsewhere
+
+    def _fix(self) -> bool:
+        """Make buffers for outputs without a graph, if the inputs' shapes tell theirs."""
+        sizes: dict[int | str | None, int] = {}
+        for name, shape in self.shapes.items():
+            sizes |= dict(zip(self._specs[name].shape, shape, strict=True))
+        shapes = {
+            name: [dim if isinstance(dim, int) else sizes.get(dim or "", -1) for dim in spec.shape]
+            for name, spec in self._outputs.items()
+        }
+        elsewhere = self._device.name != "cpu" and any(spec.on_host for spec in self._outputs.values())
+        if elsewhere or any(dim < 0 for shape in shapes.values() for dim in shape):
+            return False
+        self._keep(shapes)
+        return True
+
+    def _keep(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Have buffers for outputs of some shapes."""
+        if not self._fixed:
+            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in shapes.items()}
+            sizes = (math.prod(shape) * _storage(self._outputs[name]).itemsize for name, shape in shapes.items())
+            self._reserve_results(sum(aligned(size) for size in sizes))  # whose place routes remember
+
     def route(self, feeds: Mapping[str, Feed], names: Sequence[str], wanted: str | None) -> Route | None:
-        """Return the way of requests like one that just went through the graph; None if they have to take the long one.
+        """Return the way of requests like one that just ran; None if they have to take the long one.
 
         Args:
             feeds: Its inputs, arrays of the buffers' shapes in the CPU's memory.
             names: Outputs to return.
             wanted: The float type of outputs.
         """
-        if not self._fixed or set(feeds) != set(self._addresses) or self._elsewhere:
+        if set(feeds) != set(self._addresses) or not self.settled or (self.graph is None and not self._fix()):
             return None
         if any(self._outputs[name].on_host for name in names) and self._device.name != "cpu":
             return None

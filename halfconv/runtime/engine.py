@@ -29,13 +29,15 @@ __all__ = ["Engine"]
 
 #: Signatures of requests whose way is remembered.
 MOST_WAYS = 256
+#: Runs of a signature after which a route is looked for: the first is recorded, and the next captures the graph.
+MOST_LOOKS = 3
 
 
 @dataclass(slots=True)
 class _Way:
     """How requests of one signature run: outputs, bucket or own shapes, what is cut, and what their inputs are.
 
-    The route through the graph is known once one of them has gone through it.
+    The route is known once one of them has run.
     """
 
     names: list[str]
@@ -46,6 +48,7 @@ class _Way:
     specs: Mapping[str, Spec]
     elements: Mapping[str, str]
     route: Route | None = None
+    runs: int = 0
 
 
 def _signature(feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> Any:
@@ -161,7 +164,10 @@ class Engine:
         except HalfconvError:
             raise
         except Exception as error:
-            raise self._held.failure(error, None) from error
+            if way.route.bound.graph is not None:
+                raise self._held.failure(error, None) from error
+            way.route = None  # outputs may have other shapes than the model says: `run` finds out
+            return None
 
     def run(self, request: Request) -> dict[str, Any]:
         """Run a request.
@@ -190,8 +196,9 @@ class Engine:
             request.batch, request.bucket = way.batch, None if way.fit is None else way.fit.size
             if self._device is not None:
                 found = self._device.run(request, feeds, way.fit or way.exact, way.names, way.cut)
-                if request.graph and way.route is None and signature in self._ways:
-                    way.route = self._device.route(way.fit or way.exact, feeds, way.names)
+                way.runs += 1
+                if way.runs <= MOST_LOOKS and signature in self._ways and request.to == "numpy":
+                    way.route = way.route or self._device.route(way.fit or way.exact, feeds, way.names)
             else:
                 found = self._on_host(request, feeds, way.fit, way.names, way.cut)
         except HalfconvError:

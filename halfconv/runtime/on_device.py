@@ -128,18 +128,22 @@ class OnDevice:
             return found
 
     def route(self, fit: Fit, feeds: Mapping[str, Feed], names: Sequence[str]) -> Route | None:
-        """Return the way of requests like one that just ran, if it went through a graph and its batch was not padded."""
+        """Return the way of requests like one that just ran; None if its batch was padded, or each run has to be looked at."""
         with self._lock:
             bound = self._bounds.get(shapes_key(fit.shapes))
-        if bound is None or bound.captured is None or fit.rows != fit.size:
+        if bound is None or fit.rows != fit.size or (self._lane is not None) != (bound.captured is not None):
             return None
-        return bound.route(feeds, names, self._held.settings.output)
+        with bound.lock, GATE.shared():
+            return bound.route(feeds, names, self._held.settings.output)
 
     def along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
         """Run a request by its route; None if that cannot be now."""
         lane = self._lane
-        if lane is None or self._handed or self._held.loaded.recording:
+        if self._handed or self._held.loaded.recording:
             return None
+        if lane is None:
+            with route.bound.lock:
+                return self._along(route, feeds)
         if not lane.enter():
             return lane.call(lambda: self._along(route, feeds), None)
         try:

@@ -1,4 +1,4 @@
-"""The shortest way of a request through a captured graph: all that does not depend on the inputs' elements is found out before.
+"""The shortest way of a request through a model's buffers: all that does not depend on the inputs' elements is found out before.
 
 A small model's graph takes 0.2 ms, of which a look at every input and output anew would be a tenth.
 """
@@ -58,10 +58,10 @@ class _Result(NamedTuple):
 
 
 class Route:
-    """A way through a captured graph, for numpy arrays whose types and shapes are known.
+    """A way through a model's buffers, and its graph if there is one, for numpy arrays whose types and shapes are known.
 
     Args:
-        bound: The graph and its buffers.
+        bound: The buffers.
         device: Where they lie.
         moves: How inputs get there.
         outputs: Outputs to return -> their address on the device, shape and storage type.
@@ -80,7 +80,7 @@ class Route:
         buffer: np.ndarray[Any, Any],
         wanted: str | None,
     ):
-        self._bound, self._device, self._wanted = bound, device, wanted
+        self.bound, self._device, self._wanted = bound, device, wanted
         self._moves = [
             (move.spec.name, move, move.element == move.spec.element, move.element == move.spec.element and move.size >= DIRECT)
             for move in moves
@@ -98,8 +98,9 @@ class Route:
 
     @property
     def ready(self) -> bool:
-        """Whether the calling thread has captured its graph."""
-        return self._bound.captured == threading.get_ident()
+        """Whether it can be taken now: a graph, by the thread that captured it."""
+        bound = self.bound
+        return bound.settled if bound.graph is None else bound.captured == threading.get_ident()
 
     def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         """Run on inputs of the types and shapes that it was made for.
@@ -128,7 +129,7 @@ class Route:
             device.copy(move.to, address, move.size)
         if not device.shared:
             device.wait()
-        self._bound.launch()
+        self.bound.launch()
         found = {}
         for result in self._results:
             if result.view is not None:
