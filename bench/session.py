@@ -369,7 +369,8 @@ def run(options: argparse.Namespace) -> int:
         for batch in batches:
             rows += measure(model, options.provider, batch, dims, 5 if options.quick else options.rounds)
             write(options.json, facts, rows)  # what is measured stays, if a machine is taken away
-    stressed = {model: dims for model, _, dims in reversed(options.cases)} if options.seconds else {}
+    stressed = {model: dims for model, _, dims in reversed(options.cases) if not options.stress or model.stem in options.stress}
+    stressed = stressed if options.seconds else {}
     for model, dims in stressed.items():
         rows += stress(model, options.provider, dims, 2 if options.quick else options.seconds, 500 if options.quick else 10_000)
         write(options.json, facts, rows)
@@ -397,6 +398,7 @@ def main() -> int:
     measured.add_argument("cases", type=case_of, nargs="+", metavar="CASE")
     measured.add_argument("--provider", default="cuda", choices=("cpu", "cuda"))
     measured.add_argument("--seconds", type=float, default=20.0, help="of 16 threads, and of a pool; 0 for neither")
+    measured.add_argument("--stress", nargs="*", metavar="NAME", help="models of the threads and the pool; default: all")
     measured.add_argument("--rounds", type=int, default=100, help="of 10 calls each")
     measured.add_argument("--quick", action="store_true", help="few calls, to try it")
     options = parser.parse_args()
