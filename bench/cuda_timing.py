@@ -97,7 +97,7 @@ def measure(case: Case, folder: Path, provider: str, rounds: int, without: Seque
     wanted: dict[str, Array] = {}
 
     def attempt(who: str, do: Callable[[], object]) -> None:
-        """Do something with a contender; if that fails, it is out, with the reason in its row; or, if nothing works then, all end."""
+        """Do something with a contender; what fails is out, with the reason in its row. If nothing works then, all end."""
         say({"begin": who})
         try:
             do()
