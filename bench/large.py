@@ -6,8 +6,11 @@
 The models are made here: layers of MatMul, LayerNormalization and Relu with weights of random numbers, in an external file. A
 tool runs in a process of its own whose data (anonymous memory) is limited to ``--memory`` GB: what needs more ends with an error,
 which is a result, too. ``cp`` copies the model and then the model that halfconv wrote, on the same disk: what a program that only
-read and wrote would take. Nobody waits for the disk but halfconv, which does once before it puts the model in place; ``sync`` has
-that time, which is not part of ``seconds``.
+read and wrote would take. Nobody waits for what it wrote to reach the disk but halfconv, which does once before it puts the model
+in place; ``sync`` has that time, which is not part of ``seconds``.
+
+halfconv and ``cp`` run twice: ``disk`` has dropped what the system keeps of their files in memory, so that both read the disk;
+``memory`` has just read them, as far as they fit, which is when ``cp`` only copies memory. The peers run from memory alone.
 
 Figures of a row: ``seconds`` of the whole process; ``peak_rss_mb`` and ``peak_anon_mb`` of it and its children (``machine.py``);
 ``gb_per_second`` of FP32 weights. ``halfconv`` is ``halfconv convert`` as it is: up to 1 GB that includes the simulation on made-up
@@ -40,7 +43,7 @@ RESULT = ROOT / "bench" / "results" / "large_cpu.json"
 SIZES = (0.4, 1.5, 3.0, 12.0)
 WIDTH = 2048
 COLUMNS = {
-    "seconds": ("seconds", ".1f"), "sync s": ("sync", ".1f"), "GB/s": ("gb_per_second", ".2f"),
+    "from": ("reads", "s"), "seconds": ("seconds", ".1f"), "sync s": ("sync", ".1f"), "GB/s": ("gb_per_second", ".2f"),
     "peak RSS MB": ("peak_rss_mb", ",.0f"), "peak anonymous MB": ("peak_anon_mb", ",.0f"), "bytes out": ("bytes_out", ",d"),
 }  # fmt: skip
 
@@ -122,6 +125,26 @@ def copy(source: Path, output: Path, folder: Path) -> Row:
     return {"seconds": round(time.perf_counter() - begin, 2)}
 
 
+def read(files: Sequence[Path], where: str) -> None:
+    """Let files be in memory, as far as they fit, or not at all.
+
+    Args:
+        files: The files; nothing of them may wait to be written.
+        where: ``memory`` or ``disk``.
+    """
+    for path in files:
+        if where == "memory":
+            with path.open("rb", buffering=0) as file:
+                while file.read(2**24):
+                    pass
+        else:
+            number = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(number)
+
+
 def empty(folder: Path) -> None:
     """Remove what a run left."""
     subprocess.run(["rm", "-rf", *map(str, folder.iterdir())], check=True)
@@ -135,10 +158,12 @@ def run(size: float, pythons: dict[str, str], broken: dict[str, str], options: a
         for folder in (model, work):
             folder.mkdir()
         source = make(model, size)
-        os.sync()  # or else the first tool would share the disk with what is still to be written of the model
         weights = (model / "model.data").stat().st_size
-        for who in ("halfconv", "halfconv --no-check", "cp", *options.who):
-            row: Row = {"case": case, "batch": None, "who": who, "bytes_in": weights}
+        ours = ("halfconv", "halfconv --no-check", "cp")
+        for who, where in [(who, where) for where in ("disk", "memory") for who in ours] + [(who, "memory") for who in options.who]:
+            os.sync()  # or else a tool would share the disk with what is still to be written
+            read([path for folder in (model, kept) if folder.is_dir() for path in folder.iterdir()], where)
+            row: Row = {"case": case, "batch": None, "who": who, "reads": where, "bytes_in": weights}
             try:
                 if who == "cp":
                     row |= copy(source, kept, work)
@@ -149,7 +174,7 @@ def run(size: float, pythons: dict[str, str], broken: dict[str, str], options: a
                 row["gb_per_second"] = round(weights / 1e9 / float(str(row["seconds"])), 3)
             except Failed as problem:
                 row["error"] = str(problem)
-            if who == "halfconv --no-check" and (work / "out").is_dir():
+            if who == "halfconv --no-check" and (work / "out").is_dir() and not kept.exists():
                 (work / "out").rename(kept)
             empty(work)
             rows.append(row)

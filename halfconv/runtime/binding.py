@@ -12,24 +12,30 @@ import numpy as np
 from . import foreign
 from .arrays import FLOATS, Feed, Spec, cast_into, finish, read_value
 from .device import Device
+from .layout import DIRECT, aligned, places_of
+from .route import Move, Route
 
 __all__ = ["Bound", "run_options"]
 
 #: The run option that names a CUDA graph, and the value that means none.
 _GRAPH, _NO_GRAPH = "gpu_graph_id", -1
-#: From so many bytes on, an array that needs no cast is copied from and to the caller's own memory: CUDA's driver brings it through
-#: pinned memory in pieces, while it copies the next one, which is faster than to do so here (one H200: 0.6 MB in 67 µs, not 130).
-DIRECT = 1 << 16
-#: Arrays begin at multiples of so many bytes.
-_ALIGN = 256
+#: The one that lets a run return before the device has ended it.
+_NO_WAIT = "disable_synchronize_execution_providers"
 
 
-def run_options(graph: int = _NO_GRAPH) -> Any:
-    """Return ``RunOptions`` for a graph's number; without one nothing is captured."""
+def run_options(graph: int = _NO_GRAPH, *, wait: bool = True) -> Any:
+    """Return ``RunOptions`` for a graph's number; without one nothing is captured.
+
+    Args:
+        graph: The number.
+        wait: Whether a run ends with the work on the device, or when that is on its way.
+    """
     import onnxruntime
 
     options = onnxruntime.RunOptions()
     options.add_run_config_entry(_GRAPH, str(graph))
+    if not wait:
+        options.add_run_config_entry(_NO_WAIT, "1")
     return options
 
 
@@ -40,32 +46,6 @@ class _Read(NamedTuple):
     shape: tuple[int, ...]
     storage: np.dtype[Any]
     size: int
-
-
-class _Place(NamedTuple):
-    """Where an array lies in a buffer."""
-
-    begin: int
-    size: int
-    shape: tuple[int, ...]
-    storage: np.dtype[Any]
-
-    def view(self, buffer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return buffer[self.begin : self.begin + self.size].view(self.storage).reshape(self.shape)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
-
-
-def _places(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> tuple[dict[str, _Place], int]:
-    """Lay arrays one after the other; returns their places, and the bytes that all take."""
-    places, end = {}, 0
-    for name, (shape, storage) in arrays.items():
-        size = math.prod(shape) * storage.itemsize
-        places[name] = _Place(end, size, shape, storage)
-        end += _aligned(size)
-    return places, end
 
 
 def _storage(spec: Spec) -> np.dtype[Any]:
@@ -125,14 +105,14 @@ class Bound:
         self._reads: dict[str, _Read] = {}
         self._bound = False
         self._views: dict[str, Any] = {}  # of buffers, for other libraries
-        self._plain, self._graphed = run_options(), None if graph is None else run_options(graph)
+        self._plain, self._graphed = run_options(), None if graph is None else run_options(graph, wait=not device.shared)
         self._specs = {name: inputs[name] for name in shapes}
         self._staged, self._stage = self._staging()
         self._results, self._results_at = device.buffer(0), 0
 
     def _staging(self) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """Make the buffer that inputs are cast into, and its part for each of them."""
-        places, end = _places({name: (dims, _storage(self._specs[name])) for name, dims in self.shapes.items()})
+        places, end = places_of({name: (dims, _storage(self._specs[name])) for name, dims in self.shapes.items()})
         whole = self._device.buffer(end)
         return {name: place.view(whole) for name, place in places.items()}, whole
 
@@ -200,7 +180,8 @@ class Bound:
                 staged[rows:] = staged[rows - 1 : rows]
             if to != address and size:
                 self._device.copy(to, address, size)
-        self._device.wait()
+        if self.graph is None or not self._device.shared:
+            self._device.wait()
         return kept
 
     def run(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
@@ -239,9 +220,13 @@ class Bound:
         if not self._fixed:
             shapes = {name: value.shape() for name, value in self.run(list(self._outputs)).items()}
             self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in shapes.items()}
+            sizes = (math.prod(shape) * _storage(self._outputs[name]).itemsize for name, shape in shapes.items())
+            self._reserve_results(sum(aligned(size) for size in sizes))  # whose place routes remember
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
         """Run on what `fill` bound into fixed outputs, once `learn` made them: a graph, which a thread's first call captures.
+
+        On a shared stream this returns before the run has ended: `read` and `wait` wait for it.
 
         Args:
             names: Outputs to return; a graph computes all.
@@ -253,14 +238,44 @@ class Bound:
         Raises:
             Exception: ONNX Runtime's, when an operator cannot be captured.
         """
+        self.launch(options)
+        self.captured = None if self.graph is None else threading.get_ident()
+        return {name: self._fixed[name] for name in names}
+
+    def launch(self, options: Any = None) -> None:
+        """Run as `replay` does, for routes."""
         if not self._bound:
             for name, value in self._fixed.items():
                 self._binding.bind_ortvalue_output(name, value)
             self._bound = True
         self._session.run_with_iobinding(self._binding, options or self._graphed or self._plain)
-        self.captured = None if self.graph is None else threading.get_ident()
         self.runs += 1
-        return {name: self._fixed[name] for name in names}
+
+    def wait(self) -> None:
+        """Wait for a run that began."""
+        if self._device.shared:
+            self._device.wait()
+
+    def route(self, feeds: Mapping[str, Feed], names: Sequence[str], wanted: str | None) -> Route | None:
+        """Return the way of requests like one that just went through the graph; None if they have to take the long one.
+
+        Args:
+            feeds: Its inputs, arrays of the buffers' shapes in the CPU's memory.
+            names: Outputs to return.
+            wanted: The float type of outputs.
+        """
+        if not self._fixed or set(feeds) != set(self._addresses) or self._elsewhere:
+            return None
+        if any(self._outputs[name].on_host for name in names) and self._device.name != "cpu":
+            return None
+        moves = [Move(feed.spec, feed.element, self._staged[name], *self._addresses[name]) for name, feed in feeds.items()]
+        if any(feed.shape != self.shapes[name] or not self._addresses[name][2] for name, feed in feeds.items()):
+            return None
+        outputs = {name: self._reading(name, self._fixed[name], None) for name in names}
+        places = {name: (read.address or 0, read.shape, read.storage) for name, read in outputs.items()}
+        if not all(read.size for read in outputs.values()):
+            return None
+        return Route(self, self._device, moves, places, self._outputs, self._results, wanted)
 
     def read(self, values: Mapping[str, Any], rows: int | None, cut: frozenset[str], to: str, wanted: str | None) -> dict[str, Any]:
         """Return a run's outputs as the caller wants them.
@@ -273,6 +288,7 @@ class Bound:
             wanted: A float's name; None for the model's own type.
         """
         if to != "numpy":
+            self.wait()
             fresh = not any(value is self._fixed.get(name) for name, value in values.items())
             return {
                 name: foreign.from_host(self._trim(read_value(value), name, rows, cut), self._outputs[name], to, wanted)
@@ -292,7 +308,7 @@ class Bound:
         elements = {name: self._outputs[name].element for name in reads}
         casts = {name for name, element in elements.items() if element in FLOATS and wanted not in (None, element)}
         staged = {name for name, read in reads.items() if read.address is not None and (read.size < DIRECT or name in casts)}
-        self._reserve_results(sum(_aligned(reads[name].size) for name in staged))
+        self._reserve_results(sum(aligned(reads[name].size) for name in staged))
         found, end = {}, 0
         for name, (address, shape, storage, size) in reads.items():
             if address is None:
@@ -304,7 +320,7 @@ class Bound:
                 found[name] = self._results[end : end + size].view(storage).reshape(shape)
                 if size:
                     self._device.copy(self._results_at + end, address, size)
-                end += _aligned(size)
+                end += aligned(size)
         self._device.wait()
         for name, array in found.items():
             ended = finish(array, self._outputs[name], wanted)

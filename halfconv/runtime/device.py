@@ -12,13 +12,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from ..errors import EnvironmentProblem
 
-__all__ = ["GATE", "Cuda", "Device", "Gate", "Host"]
+__all__ = ["GATE", "Cuda", "Device", "Gate", "Host", "Stream"]
 
 #: Names of the CUDA runtime, by platform; the versions that ONNX Runtime is built with.
 _LIBRARIES = {
@@ -99,10 +99,23 @@ GATE = Gate()
 
 
 class Device(Protocol):
-    """Memory that a model's inputs and outputs lie in."""
+    """Memory that a model's inputs and outputs lie in.
+
+    Attributes:
+        name: ONNX Runtime's name of it.
+        index: Which one.
+        shared: Whether copies and runs follow each other on one stream, so that neither need wait for the other to end.
+    """
 
     name: str
     index: int
+    shared: bool
+
+    def share(self, stream: Stream) -> None:
+        """Copy on the stream that the model runs on, from now on."""
+
+    def part(self) -> None:
+        """No longer share the stream, on which a capture failed; on the thread that captured."""
 
     def buffer(self, size: int) -> np.ndarray[Any, Any]:
         """Return bytes in the CPU's memory that copies from and to the device go through."""
@@ -127,7 +140,13 @@ class Host:
     """The CPU's memory as a device."""
 
     def __init__(self) -> None:
-        self.name, self.index = "cpu", 0
+        self.name, self.index, self.shared = "cpu", 0, False
+
+    def share(self, stream: Stream) -> None:
+        """Do nothing."""
+
+    def part(self) -> None:
+        """Do nothing."""
 
     def buffer(self, size: int) -> np.ndarray[Any, Any]:
         """Return bytes."""
@@ -150,6 +169,44 @@ class Host:
         """Do nothing."""
 
 
+class Stream:
+    """A CUDA stream that does not wait for the default one. It is destroyed when nothing holds it any more.
+
+    Args:
+        index: The device.
+
+    Attributes:
+        library: The CUDA runtime.
+        handle: CUDA's own.
+
+    Raises:
+        EnvironmentProblem: No CUDA runtime is loaded, or it fails.
+    """
+
+    def __init__(self, index: int):
+        self.library, self.handle = _loaded(), ctypes.c_void_p()
+        _call(self.library, "cudaSetDevice", ctypes.c_int(index))
+        _call(self.library, "cudaStreamCreateWithFlags", ctypes.byref(self.handle), ctypes.c_uint(_NON_BLOCKING))
+
+    @property
+    def address(self) -> int:
+        """The handle as a number."""
+        return self.handle.value or 0
+
+    def end_capture(self) -> None:
+        """End a capture that failed, or else the stream takes no more work."""
+        graph = ctypes.c_void_p()
+        self.library.cudaStreamEndCapture(self.handle, ctypes.byref(graph))  # an error: that the capture failed
+        if graph.value:
+            _call(self.library, "cudaGraphDestroy", graph)
+
+    def __del__(self) -> None:
+        """Destroy it."""
+        if not sys.is_finalizing() and getattr(self, "handle", None):
+            with contextlib.suppress(EnvironmentProblem):
+                _call(self.library, "cudaStreamDestroy", self.handle)
+
+
 class Cuda:
     """A CUDA device's memory.
 
@@ -161,29 +218,34 @@ class Cuda:
     """
 
     def __init__(self, index: int):
-        self.name, self.index = "cuda", index
-        self._library = _loaded()
-        self._memcpy, self._synchronize = self._library.cudaMemcpyAsync, self._library.cudaStreamSynchronize
+        self.name, self.index, self.shared = "cuda", index, False
+        self._number = ctypes.c_int(index)
+        self._owner: Stream | None = Stream(index)
+        self._library, self._stream = self._owner.library, self._owner.handle
+        self._set, self._memcpy = self._library.cudaSetDevice, self._library.cudaMemcpyAsync
+        self._synchronize = self._library.cudaStreamSynchronize
         self._memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
         self._pinned: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._stream = ctypes.c_void_p()
-        self.enter()
-        self._call("cudaStreamCreateWithFlags", ctypes.byref(self._stream), ctypes.c_uint(_NON_BLOCKING))
+
+    def share(self, stream: Stream) -> None:
+        """Copy on the stream that the model runs on, from now on."""
+        self._owner, self._stream, self.shared = stream, stream.handle, True
+
+    def part(self) -> None:
+        """No longer share the stream, on which a capture failed; on the thread that captured."""
+        if self.shared and self._owner is not None:
+            self._owner.end_capture()
+        self.shared = False
 
     def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._library, name)(*arguments)
-        if code:
-            self._fail(name, code)
-
-    def _fail(self, name: str, code: int) -> None:
-        self._library.cudaGetErrorString.restype = ctypes.c_char_p
-        text = (self._library.cudaGetErrorString(ctypes.c_int(code)) or b"").decode(errors="replace")
-        raise EnvironmentProblem(f"CUDA failed: {name}: {text} ({code})", "a smaller batch, another device, or provider='cpu'")
+        _call(self._library, name, *arguments)
 
     def enter(self) -> None:
         """Make the device the thread's own, as ONNX Runtime does in each run."""
-        self._call("cudaSetDevice", ctypes.c_int(self.index))
+        code = self._set(self._number)
+        if code:
+            _fail(self._library, "cudaSetDevice", code)
 
     def buffer(self, size: int) -> np.ndarray[Any, Any]:
         """Return pinned bytes; ordinary ones if there are no more."""
@@ -211,30 +273,41 @@ class Cuda:
         """Begin to copy bytes; addresses tell CUDA which way."""
         code = self._memcpy(to, address, size, _ANY_WAY, self._stream)
         if code:
-            self._fail("cudaMemcpyAsync", code)
+            _fail(self._library, "cudaMemcpyAsync", code)
 
     def wait(self) -> None:
         """Wait for the stream."""
         code = self._synchronize(self._stream)
         if code:
-            self._fail("cudaStreamSynchronize", code)
+            _fail(self._library, "cudaStreamSynchronize", code)
 
     def __del__(self) -> None:
         """Free what a session that nobody closed has left."""
-        if not sys.is_finalizing() and hasattr(self, "_stream"):
+        if not sys.is_finalizing() and hasattr(self, "_pinned"):
             with contextlib.suppress(EnvironmentProblem):
                 self.close()
 
     def close(self) -> None:
-        """Free all buffers and the stream."""
+        """Free all buffers, and the stream unless the model runs on it."""
         with self._lock:
             left, self._pinned = list(self._pinned), {}
-            stream, self._stream = self._stream, ctypes.c_void_p()
-        if stream.value:
+        if left:
             self.enter()
             for address in left:
                 self._call("cudaFreeHost", ctypes.c_void_p(address))
-            self._call("cudaStreamDestroy", stream)
+        self._owner, self._stream = None, ctypes.c_void_p()
+
+
+def _call(library: Any, name: str, *arguments: Any) -> None:
+    code = getattr(library, name)(*arguments)
+    if code:
+        _fail(library, name, code)
+
+
+def _fail(library: Any, name: str, code: int) -> NoReturn:
+    library.cudaGetErrorString.restype = ctypes.c_char_p
+    text = (library.cudaGetErrorString(ctypes.c_int(code)) or b"").decode(errors="replace")
+    raise EnvironmentProblem(f"CUDA failed: {name}: {text} ({code})", "a smaller batch, another device, or provider='cpu'")
 
 
 def _loaded() -> Any:

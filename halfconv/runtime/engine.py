@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from .device import GATE, Cuda, Device, Host
 from .held import Held, Request, Settings, options_of
 from .loading import Loaded
 from .on_device import GraphState, OnDevice
+from .route import Route
 from .settings import Profile
 
 __all__ = ["Engine"]
@@ -29,8 +31,12 @@ __all__ = ["Engine"]
 MOST_WAYS = 256
 
 
-class _Way(NamedTuple):
-    """How requests of one signature run: outputs, bucket or own shapes, what is cut, and what their inputs are."""
+@dataclass(slots=True)
+class _Way:
+    """How requests of one signature run: outputs, bucket or own shapes, what is cut, and what their inputs are.
+
+    The route through the graph is known once one of them has gone through it.
+    """
 
     names: list[str]
     fit: Fit | None
@@ -39,6 +45,7 @@ class _Way(NamedTuple):
     batch: int | None
     specs: Mapping[str, Spec]
     elements: Mapping[str, str]
+    route: Route | None = None
 
 
 def _signature(request: Request) -> Any:
@@ -157,10 +164,17 @@ class Engine:
                         self._ways.clear()
                     self._ways[signature] = way
             else:
+                if self._device is not None and way.route is not None and ticket is None and request.to == "numpy":
+                    request.batch, request.bucket = way.batch, None if way.fit is None else way.fit.size
+                    found = self._device.along(way.route, request)
+                    if found is not None:
+                        return found
                 feeds = {n: Feed(way.specs[n], array, way.elements[n], array.shape) for n, array in request.feeds.items()}
             request.batch, request.bucket = way.batch, None if way.fit is None else way.fit.size
             if self._device is not None:
                 found = self._device.run(request, feeds, way.fit or way.exact, way.names, way.cut)
+                if request.graph and way.route is None and signature in self._ways:
+                    way.route = self._device.route(way.fit or way.exact, feeds, way.names)
             else:
                 found = self._on_host(request, feeds, way.fit, way.names, way.cut)
         except HalfconvError:

@@ -9,32 +9,44 @@ a thread of its own from the moment on at which a second one comes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 from .deadline import Ticket
 
-__all__ = ["Lane", "turn"]
+__all__ = ["Lane", "Turn"]
 
 T = TypeVar("T")
 
 
-@contextmanager
-def turn(lock: threading.Lock, ticket: Ticket | None) -> Iterator[None]:
-    """Hold a lock, for which a run waits no longer than its deadline.
+class Turn:
+    """Holds a lock, for which a run waits no longer than its deadline: ``with Turn(lock, ticket):``.
 
-    Raises:
-        RunStopped: The deadline passed first.
+    Args:
+        lock: The lock.
+        ticket: The run's; None if it waits as long as need be.
     """
-    while not lock.acquire(timeout=-1 if ticket is None else ticket.left()):
-        assert ticket is not None
-        ticket.check()
-    try:
-        yield
-    finally:
-        lock.release()
+
+    __slots__ = ("_lock", "_ticket")
+
+    def __init__(self, lock: threading.Lock, ticket: Ticket | None):
+        self._lock, self._ticket = lock, ticket
+
+    def __enter__(self) -> None:
+        """Take the lock.
+
+        Raises:
+            RunStopped: The deadline passed first.
+        """
+        ticket = self._ticket
+        while not self._lock.acquire(timeout=-1 if ticket is None else ticket.left()):
+            assert ticket is not None
+            ticket.check()
+
+    def __exit__(self, *_: object) -> None:
+        """Release it."""
+        self._lock.release()
 
 
 class Lane:
@@ -62,11 +74,11 @@ class Lane:
         """
         here = threading.current_thread()
         if not self.threaded and self._home in (None, here):
-            with turn(self._lock, ticket):
+            with Turn(self._lock, ticket):
                 if not self.threaded and self._home in (None, here):
                     self._home = here
                     return function()
-        with turn(self._lock, ticket):
+        with Turn(self._lock, ticket):
             if self._worker is None:
                 self.threaded = True
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="halfconv-cuda")

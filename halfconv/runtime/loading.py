@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EnvironmentProblem, InputError
-from .device import GATE
+from .device import GATE, Stream
 from .placement import Placement, assigned, measured
 from .settings import CUDA, LEVELS, PROVIDERS, TENSORRT
 
@@ -63,12 +63,16 @@ class Loaded:
         provider: ``cpu``, ``cuda`` or ``tensorrt``: what it runs on.
         graph: Whether it can capture CUDA graphs.
         notes: What is not as wished.
+        stream: The CUDA stream that it runs on, if that is one of our own.
     """
 
-    def __init__(self, session: Any, provider: str, graph: bool, notes: list[str], folder: str | None):
+    def __init__(
+        self, session: Any, provider: str, graph: bool, notes: list[str], folder: str | None, stream: Stream | None = None
+    ):
         self.session = session
         self.provider = provider
         self.graph = graph
+        self.stream = stream
         self.notes = notes
         self._folder = folder
         self._assigned = assigned(session)
@@ -97,7 +101,7 @@ class Loaded:
         """Release ONNX Runtime's session."""
         self.show()
         with GATE.load() if self.provider != "cpu" else contextlib.nullcontext():
-            self.session = None
+            self.session = self.stream = None
 
 
 def load(source: str | bytes, wishes: Wishes) -> Loaded:
@@ -142,8 +146,9 @@ def _load(source: str | bytes, wishes: Wishes, choice: str) -> Loaded:
     wishes = replace(wishes, graph=wishes.graph and choice == "cuda")
     notes: list[str] = []
     folder = _folder(notes)
+    stream = _stream(wishes) if wishes.graph else None
     try:
-        session, graph = _create(onnxruntime, source, wishes, names, notes, folder)
+        session, graph = _create(onnxruntime, source, wishes, names, notes, folder, stream)
         if session.get_providers()[0] != names[0]:
             raise _unusable(choice, f"ONNX Runtime did not load {names[0]}, only {', '.join(session.get_providers())}")
     except BaseException:
@@ -151,7 +156,7 @@ def _load(source: str | bytes, wishes: Wishes, choice: str) -> Loaded:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     session.disable_fallback()
-    return Loaded(session, choice, graph, notes, folder)
+    return Loaded(session, choice, graph, notes, folder, stream if graph else None)
 
 
 def _unusable(choice: str, found: str, *, ask: bool = True) -> EnvironmentProblem:
@@ -173,8 +178,22 @@ def _folder(notes: list[str]) -> str | None:
         return None
 
 
+def _stream(wishes: Wishes) -> Stream | None:
+    """Make a stream on which both copies and graphs run, one after the other; without one, ONNX Runtime makes its own."""
+    try:
+        return Stream(wishes.device)
+    except (EnvironmentProblem, OSError, AttributeError):  # the session will tell what is wrong, if anything is
+        return None
+
+
 def _create(
-    onnxruntime: Any, source: str | bytes, wishes: Wishes, names: tuple[str, ...], notes: list[str], folder: str | None
+    onnxruntime: Any,
+    source: str | bytes,
+    wishes: Wishes,
+    names: tuple[str, ...],
+    notes: list[str],
+    folder: str | None,
+    stream: Stream | None = None,
 ) -> tuple[Any, bool]:
     """Create a session; at a lower optimisation level, or without CUDA graphs, where it must be."""
     levels = LEVELS[LEVELS.index(wishes.level) :]
@@ -183,7 +202,7 @@ def _create(
         while True:
             try:
                 with GATE.load() if names[0] != PROVIDERS["cpu"][0] else contextlib.nullcontext():
-                    session = _session(onnxruntime, source, replace(wishes, level=level, graph=graph), names, folder)
+                    session = _session(onnxruntime, source, replace(wishes, level=level, graph=graph), names, folder, stream)
             except Exception as error:
                 text = " ".join(str(error).split())
                 if type(error).__name__ in ("NoSuchFile", "InvalidProtobuf"):
@@ -228,7 +247,9 @@ def _failure(error: Exception, names: tuple[str, ...]) -> Exception:
     return EnvironmentProblem(f"{names[0]} cannot load the model: {text}", "provider='cpu', or halfconv doctor")
 
 
-def _session(onnxruntime: Any, source: str | bytes, wishes: Wishes, names: tuple[str, ...], folder: str | None) -> Any:
+def _session(
+    onnxruntime: Any, source: str | bytes, wishes: Wishes, names: tuple[str, ...], folder: str | None, stream: Stream | None
+) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it would log as an error, it also raises
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, wishes.level)
@@ -242,11 +263,11 @@ def _session(onnxruntime: Any, source: str | bytes, wishes: Wishes, names: tuple
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if wishes.strict and len(names) > 1:  # ONNX Runtime refuses to be given the CPU that it must not fall back to
         names = tuple(name for name in names if name != PROVIDERS["cpu"][0])
-    providers = [(name, _options(name, wishes)) for name in names]
+    providers = [(name, _options(name, wishes, stream)) for name in names]
     return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
 
-def _options(name: str, wishes: Wishes) -> dict[str, str]:
+def _options(name: str, wishes: Wishes, stream: Stream | None) -> dict[str, str]:
     found = dict((wishes.options or {}).get(name, {}))
     if name in (CUDA, TENSORRT):
         found["device_id"] = str(wishes.device)
@@ -256,4 +277,6 @@ def _options(name: str, wishes: Wishes) -> dict[str, str]:
             found.setdefault("arena_extend_strategy", "kSameAsRequested")
         if wishes.graph:
             found["enable_cuda_graph"] = "1"
+            if stream is not None:
+                found["user_compute_stream"] = str(stream.address)
     return found

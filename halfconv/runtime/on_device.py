@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +18,8 @@ from .buckets import Fit, shapes_key
 from .deadline import Ticket
 from .device import GATE, Device
 from .held import Held, Request, options_of
-from .lane import Lane, turn
+from .lane import Lane, Turn
+from .route import Route
 
 __all__ = ["GraphState", "OnDevice"]
 
@@ -56,6 +58,8 @@ class OnDevice:
         self._graphs = 0  # that were ever captured: their numbers
         self._lane = Lane() if held.loaded.graph else None
         self._retired: Lane | None = None
+        if held.loaded.stream is not None:
+            device.share(held.loaded.stream)
         self._handed: set[str] = set()  # libraries that got outputs where they are
 
     @property
@@ -115,13 +119,43 @@ class OnDevice:
                 return found
         while True:
             bound = self._bound(fit)
-            with turn(bound.lock, request.ticket), GATE.shared():
+            with Turn(bound.lock, request.ticket), GATE.shared():
                 if bound.closed:  # as others' shapes may have taken its place meanwhile
                     continue
                 found = self._plain(bound, request, feeds, names, cut, rows)
             if len(self._bounds) > self._held.settings.cache:
                 self._trim()
             return found
+
+    def route(self, fit: Fit, feeds: Mapping[str, Feed], names: Sequence[str]) -> Route | None:
+        """Return the way of requests like one that just ran, if it went through a graph and its batch was not padded."""
+        with self._lock:
+            bound = self._bounds.get(shapes_key(fit.shapes))
+        if bound is None or bound.captured is None or fit.rows != fit.size:
+            return None
+        return bound.route(feeds, names, self._held.settings.output)
+
+    def along(self, route: Route, request: Request) -> dict[str, Any] | None:
+        """Run a request by its way; None if that cannot be now."""
+        lane = self._lane
+        return None if lane is None or self._handed else lane.call(lambda: self._along(route, request), None)
+
+    def _along(self, route: Route, request: Request) -> dict[str, Any] | None:
+        with GATE.shared():
+            if not route.ready or self._held.loaded.recording:
+                return None
+            request.graph = True
+            try:
+                return route.run(request.feeds)
+            except BaseException:
+                self._settle()
+                raise
+
+    def _settle(self) -> None:
+        """Wait for copies from the caller's memory that may be under way although their run failed."""
+        if self._device.shared:
+            with contextlib.suppress(HalfconvError):
+                self._device.wait()
 
     def _plain(
         self, bound: Bound, request: Request, feeds: dict[str, Feed], names: list[str], cut: frozenset[str], rows: int | None
@@ -151,12 +185,16 @@ class OnDevice:
             if bound.graph is None or self._held.loaded.recording or (GATE.loading and not bound.ready):
                 return True, self._plain(bound, request, feeds, names, cut, rows)
             self._drain(request.to)
-            bound.fill(feeds)
             request.graph = True
-            if bound.ready:
-                values = bound.replay(names, options_of(request.ticket, bound.graph))
-                return True, bound.read(values, rows, cut, request.to, self._held.settings.output)
-            bound.learn()
+            try:
+                bound.fill(feeds)
+                if bound.ready:
+                    values = bound.replay(names, options_of(request.ticket, bound.graph))
+                    return True, bound.read(values, rows, cut, request.to, self._held.settings.output)
+                bound.learn()
+            except BaseException:
+                self._settle()
+                raise
         why, values = self._capture(bound, names)
         if why:
             request.graph = False
@@ -170,7 +208,9 @@ class OnDevice:
         """Capture a graph; returns why not, or its first outputs. The exception, which would hold the session, is gone then."""
         try:
             with GATE.exclusive():
-                return "", bound.replay(list(names))
+                values = bound.replay(list(names))
+                bound.wait()
+                return "", values
         except Exception as error:
             return " ".join(str(error).split())[:300] or type(error).__name__, {}
 
@@ -184,6 +224,7 @@ class OnDevice:
             bounds, self._bounds = [*self._bounds.values(), *more], OrderedDict()
         for bound in bounds:
             bound.detach()
+        self._device.part()
         self._held.without_graphs(why)
         for bound in bounds:
             bound.close()
@@ -279,7 +320,7 @@ class OnDevice:
             if lane is not None:
                 lane.call(lambda: self._replay(bound, ticket), ticket)
             else:
-                with turn(bound.lock, ticket):
+                with Turn(bound.lock, ticket):
                     self._replay(bound, ticket)
         except HalfconvError:
             raise
@@ -293,6 +334,7 @@ class OnDevice:
             foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._held.settings.wishes.device)
         with GATE.shared() if bound.ready else GATE.exclusive():
             bound.replay((), options_of(ticket, bound.graph))
+            bound.wait()
 
     def unbind(self, bound: Bound) -> None:
         """Free buffers of the caller's own."""

@@ -211,8 +211,11 @@ class Session:
             UsageError: The session is closed, or an option is wrong.
         """
         ticket = None if timeout is None else Ticket(timeout)
-        with self._lease() as engine:
+        engine = self._take()
+        try:
             return self._run(engine, Request(feeds, outputs, foreign.checked(to), ticket))
+        finally:
+            self._give_back(engine)
 
     def run_async(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None, *, to: str = "numpy", timeout: float | None = None

@@ -285,13 +285,13 @@ def _raise(*_: object) -> Any:
 def test_graphs_run_on_one_thread_whoever_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = models.with_graphs(monkeypatch, models.squares(), buckets=[4])
     seen: list[int] = []
-    replay = Bound.replay
+    launch = Bound.launch
 
     def watched(self: Bound, *rest: Any) -> Any:
         seen.append(threading.get_ident())
-        return replay(self, *rest)
+        return launch(self, *rest)
 
-    monkeypatch.setattr(Bound, "replay", watched)
+    monkeypatch.setattr(Bound, "launch", watched)
     for _ in range(3):
         check(engine, rows(3))
     assert set(seen) == {threading.get_ident()}
@@ -330,3 +330,59 @@ def test_16_threads_share_the_buffers() -> None:
     assert not failed
     check(engine, rows(1))
     assert len(engine.graphs) <= 2
+
+
+# Routes: what requests take that have been there before
+
+
+def arrays(kind: str, count: int, width: int) -> np.ndarray[Any, Any]:
+    """Return rows of a layout: as the model wants them, every second column, or in Fortran's order."""
+    wide = RANDOM.standard_normal((count, 2 * width))
+    if kind == "strided":
+        return wide[:, ::2]
+    return np.asfortranarray(wide[:, :width]) if kind == "fortran" else np.ascontiguousarray(wide[:, :width])
+
+
+@pytest.mark.parametrize("width", [4, 40_000])  # small arrays are staged, large ones are copied from and to the caller's memory
+@pytest.mark.parametrize("output", [None, "float32", "bfloat16"])
+def test_a_request_that_was_there_before_gets_the_same(monkeypatch: pytest.MonkeyPatch, width: int, output: str | None) -> None:
+    text = f"g (float16[n, {width}] x, float16[n, {width}] z) => (float16[n, {width}] y, float16[n] s) <int64[1] ax = {{1}}> {{\n"
+    source = models.model(text + "y = Add(x, z)\n s = ReduceMax<keepdims = 0>(y, ax) }", 18)
+    fast, slow = models.with_graphs(monkeypatch, source, graph=True, output=output), models.on_host(source, output=output)
+    kept = []
+    for kind in ("plain", "strided", "fortran"):
+        for element in (np.float16, np.float32, np.float64):
+            for names in (None, ["s"], ["s", "y"]):
+                for _ in range(3):
+                    feeds = {"x": arrays(kind, 3, width).astype(element), "z": arrays(kind, 3, width).astype(np.float16)}
+                    kept.append((fast.run(Request(feeds, names)), slow.run(Request(feeds, names))))
+    for have, want in kept:  # nothing was written over
+        assert list(have) == list(want)
+        for name, value in want.items():
+            assert have[name].dtype == value.dtype
+            np.testing.assert_array_equal(have[name].view(np.uint8), np.ascontiguousarray(value).view(np.uint8))
+    assert sum(way.route is not None for way in fast._ways.values()) >= 9
+    fast.close()
+    slow.close()
+
+
+def test_a_route_refuses_what_does_not_fit_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), graph=True)
+    for _ in range(3):
+        check(engine, rows(3))
+    (way,) = engine._ways.values()
+    assert way.route is not None
+    with pytest.raises(halfconv.InputError, match="finite numbers beyond float16"):
+        engine.run(Request({"x": np.full((3, 4), 1e6, np.float32)}))
+    for _ in range(3):
+        assert check(engine, rows(3)).graph
+    engine.close()
+
+
+def test_padded_batches_take_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), buckets=[4])
+    for count in (3, 4, 3, 4, 3, 4):
+        check(engine, rows(count))
+    routes = {signature[0][0][2]: way.route is not None for signature, way in engine._ways.items()}
+    assert routes == {(3, 4): False, (4, 4): True}
+    engine.close()

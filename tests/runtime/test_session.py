@@ -108,7 +108,7 @@ def test_cuda_that_does_not_load_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(providers, "problems", lambda provider: [])
     cpu = ("CPUExecutionProvider",)
-    monkeypatch.setattr(loading, "_session", lambda ort, source, wishes, names, folder: made(ort, source, wishes, cpu, folder))
+    monkeypatch.setattr(loading, "_session", lambda ort, source, wishes, names, *rest: made(ort, source, wishes, cpu, *rest))
     printed = io.StringIO()
     with redirect_stdout(printed), pytest.raises(EnvironmentProblem, match=r"did not load CUDAExecutionProvider, only CPUExec"):
         halfconv.Session(models.squares(), provider="cuda")
@@ -160,10 +160,10 @@ def test_failures_on_cuda_are_told_apart(
     monkeypatch.setattr("halfconv.runtime.providers.problems", lambda _: [])
     made = loading._session
 
-    def failing(ort: Any, source: Any, wishes: loading.Wishes, names: Any, folder: Any) -> Any:
+    def failing(ort: Any, source: Any, wishes: loading.Wishes, names: Any, *rest: Any) -> Any:
         if wishes.graph:
             raise RuntimeError(text)
-        return made(ort, source, wishes, ("CPUExecutionProvider",), folder)
+        return made(ort, source, wishes, ("CPUExecutionProvider",), *rest)
 
     monkeypatch.setattr(loading, "_session", failing)
     wishes = loading.Wishes(("cuda",), graph=True)
