@@ -28,12 +28,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import cuda_table, record
+from bench import cuda_table, record, session
 from bench.cuda_prepare import DEFAULT, PEERS, TARGETS, WHO, ZOO, Case, case_of, prepare, total_mb
 from bench.cuda_timing import PREDICTED_BATCH, PREDICTED_SEED
 from bench.machine import machine
 from bench.peers.environments import HALFCONV, versions
-from bench.session import card
 from bench.tools import ROOT, TEMPORARY, Failed, measured
 
 #: How often a case is begun again, each time without the contender that ended its process.
@@ -46,7 +45,7 @@ def begin(target: Path, provider: str) -> dict[str, Any]:
     Raises:
         SystemExit: That one is another card's, whose figures do not belong together with these.
     """
-    facts = {"card": card() if provider == "cuda" else "cpu", **machine()}
+    facts = {"card": session.card() if provider == "cuda" else "cpu", **machine()}
     content: dict[str, Any] = {"rows": []}
     if target.is_file():
         content = json.loads(target.read_text("utf-8"))
@@ -54,7 +53,8 @@ def begin(target: Path, provider: str) -> dict[str, Any]:
             raise SystemExit(f"{target} is of {content['machine']['card']}, this is {facts['card']}; try: another file")
     return {
         "schema_version": 1, "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": facts,
-        "versions": versions(HALFCONV, sys.executable), "command": "python bench/cuda.py " + " ".join(sys.argv[1:]),
+        "versions": {**versions(HALFCONV, sys.executable), **session.versions()},
+        "command": "python bench/cuda.py " + " ".join(sys.argv[1:]),
         "rows": content["rows"],
     }  # fmt: skip
 
