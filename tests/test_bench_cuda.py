@@ -15,6 +15,7 @@ import pytest
 from bench import cuda, cuda_prepare, cuda_table, cuda_timing
 from bench.cuda_contenders import existing, lineup
 from bench.cuda_prepare import Case, case_of
+from tests import test_readme
 
 ROOT = Path(cuda.__file__).parents[1]
 
@@ -148,6 +149,17 @@ def test_the_readme_table_has_a_line_for_each_case() -> None:
     after = " ".join(lines[5:])
     assert "No Card, onnxruntime-gpu 1.2.3, torch 4.5.6, 2001-02-03" in after and "bench/results/cuda_none.json" in after
     assert "2.00 as the best peer, 1.73 with the peer's best options, 1.60 as `torch.compile`" in after
+
+
+def test_the_readme_takes_the_last_result_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    monkeypatch.setattr(test_readme, "ROOT", tmp_path)
+    monkeypatch.setattr(test_readme, "RESULTS", results / "zoo_h100.json")
+    assert test_readme.cuda_results() == []
+    for name in ("cuda_cpu.json", "cuda_h100.json"):
+        (results / name).write_text(json.dumps(content(made_up())))
+    assert test_readme.make_cuda() == cuda_table.markdown(content(made_up()), "bench/results/cuda_h100.json")
 
 
 def test_the_printed_table_says_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
