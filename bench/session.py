@@ -126,15 +126,18 @@ def made_up(session: Any, batch: int, dims: Mapping[str, int]) -> Feeds:
 # Contenders
 
 
-def plain_session(model: Path, provider: str, graph: bool) -> Any:
-    """Return ONNX Runtime's session, with the options that a halfconv session has."""
+def plain_session(
+    model: Path, provider: str, graph: bool, more: Mapping[str, str] | None = None, level: str = "ORT_ENABLE_ALL"
+) -> Any:  # fmt: skip
+    """Return ONNX Runtime's session, with the options that a halfconv session has, and more of the provider's."""
     import onnxruntime
 
     if provider == "cuda":
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    cuda = (CUDA, {"device_id": "0", **({"enable_cuda_graph": "1"} if graph else {})})
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    cuda = (CUDA, {"device_id": "0", **(more or {}), **({"enable_cuda_graph": "1"} if graph else {})})
     made = onnxruntime.InferenceSession(
         str(model), options, providers=[cuda, (CPU, {})] if provider == "cuda" else [(CPU, {})], enable_fallback=0
     )

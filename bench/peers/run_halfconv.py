@@ -1,4 +1,6 @@
-"""halfconv's library call with default options, to compare with the peers' calls."""
+"""halfconv's library call with default options, to compare with the peers' calls; a fourth argument is another target."""
+
+import sys
 
 import timed
 
@@ -7,7 +9,7 @@ from halfconv import convert  # lazy: asking for the name imports what it needs
 
 def run(source: str, output: str) -> None:
     """Convert one model."""
-    convert(source, output)
+    convert(source, output, target=(sys.argv[4:] or ["portable"])[0])
 
 
 if __name__ == "__main__":
