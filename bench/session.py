@@ -200,7 +200,8 @@ def contenders(model: Path, provider: str, batch: int, feeds: Feeds) -> dict[str
             calls["halfconv-torch"] = lambda: torchs.run(tensors, to="torch")
             bound = mine.bind(feeds)
             calls["halfconv-bind"] = lambda: bound.run() and {}
-            calls["halfconv-torch-plain"] = lambda: plain.run(tensors, to="torch")
+            torch_plain = Session(model, provider=provider, cuda_graph=False)
+            calls["halfconv-torch-plain"] = lambda: torch_plain.run(tensors, to="torch")
     return calls
 
 

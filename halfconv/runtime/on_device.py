@@ -139,7 +139,7 @@ class OnDevice:
     def along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
         """Run a request by its route; None if that cannot be now."""
         lane = self._lane
-        if self._handed or self._held.loaded.recording:
+        if self._held.loaded.recording:
             return None
         if lane is None:
             with route.bound.lock:
@@ -156,6 +156,8 @@ class OnDevice:
             return None
         try:
             with GATE:
+                if self._handed:
+                    self._drain("numpy")
                 return route.run(feeds)
         except BaseException:
             self._settle()

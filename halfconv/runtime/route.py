@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Move", "Route"]
 
 
+#: Bytes of a page of memory, or a part of one.
+_PAGE = 4096
+
+
 class Move(NamedTuple):
     """How an input gets to where the model reads it.
 
@@ -118,9 +122,9 @@ class Route:
         """
         device = self._device
         device.enter()
-        for name, move, same, large in self._moves:
+        for name, move, same, direct in self._moves:
             array, address = feeds[name], move.address
-            if large and array.flags.c_contiguous:
+            if direct and array.flags.c_contiguous:
                 address = array.ctypes.data
             elif same:
                 np.copyto(move.staged, array)
@@ -130,20 +134,25 @@ class Route:
         if not device.shared:
             device.wait()
         self.bound.launch()
-        found = {}
+        large = {}
         for result in self._results:
             if result.view is not None:
                 device.copy(result.address, result.source, result.size)
             else:
-                found[result.spec.name] = whole = np.empty(result.shape, result.storage)
-                device.copy(whole.ctypes.data, result.source, result.size)
+                large[result.spec.name] = whole = np.empty(result.shape, result.storage)
+                whole.reshape(-1)[:: max(1, _PAGE // whole.itemsize)] = 0  # the system maps its pages while the device works
         device.wait()
+        if large:
+            for result in self._results:
+                if result.view is None:
+                    device.copy(large[result.spec.name].ctypes.data, result.source, result.size)
+            device.wait()
         ended: dict[str, Any] = {}
         for result in self._results:
             name, view = result.spec.name, result.view
             if result.kept:
-                ended[name] = found[name] if view is None else view.copy()
+                ended[name] = large[name] if view is None else view.copy()
                 continue
-            array = finish(found[name] if view is None else view, result.spec, self._wanted)
+            array = finish(large[name] if view is None else view, result.spec, self._wanted)
             ended[name] = array if view is None or array.base is None else np.array(array)
         return ended
