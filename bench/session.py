@@ -216,8 +216,10 @@ def measure(model: Path, provider: str, batch: int, dims: Mapping[str, int], rou
             result = call()
         found[who] = {name: np.asarray(getattr(value, "cpu", lambda value=value: value)()) for name, value in result.items()}
     times: dict[str, list[float]] = {who: [] for who in calls}
-    for _ in range(rounds):
-        for who, call in calls.items():
+    order = list(calls.items())
+    for turn in range(rounds):
+        start = turn % len(order)
+        for who, call in order[start:] + order[:start]:  # whoever follows a slow one would otherwise always do so
             for _ in range(10):
                 begun = time.perf_counter()
                 call()

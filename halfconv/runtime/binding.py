@@ -13,7 +13,7 @@ from . import foreign
 from .arrays import FLOATS, Feed, Spec, cast_into, finish, read_value
 from .device import Device
 from .layout import DIRECT, aligned, places_of
-from .route import Move, Route
+from .route import Move, Result, Route
 
 __all__ = ["Bound", "run_options"]
 
@@ -109,6 +109,7 @@ class Bound:
         self._specs = {name: inputs[name] for name in shapes}
         self._staged, self._stage = self._staging()
         self._results, self._results_at = device.buffer(0), 0
+        self._routed: dict[tuple[str, ...], np.ndarray[Any, Any]] = {}  # pinned memory of routes, by the outputs they return
 
     def _staging(self) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """Make the buffer that inputs are cast into, and its part for each of them."""
@@ -169,8 +170,7 @@ class Bound:
             to, address, size = self._addresses[name]
             direct = _as_wanted(feed, staged) if to != address else None
             if direct is not None:
-                kept.append(direct)
-                self._device.copy(to, direct.ctypes.data, size)
+                self._device.copy_now(to, direct.ctypes.data, size)
                 continue
             if feed.shape == staged.shape:
                 cast_into(feed, staged)
@@ -218,7 +218,8 @@ class Bound:
     def learn(self) -> None:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
         if not self._fixed:
-            self._keep({name: value.shape() for name, value in self.run(list(self._outputs)).items()})
+            shapes = {name: value.shape() for name, value in self.run(list(self._outputs)).items()}
+            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in shapes.items()}
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
         """Run on what `fill` bound into fixed outputs, once `learn` made them: a graph, which a thread's first call captures.
@@ -258,28 +259,6 @@ class Bound:
         """Whether buffers of its own are bound to all inputs."""
         return not self.closed and not self._elsewhere
 
-    def _fix(self) -> bool:
-        """Make buffers for outputs without a graph, if the inputs' shapes tell theirs."""
-        sizes: dict[int | str | None, int] = {}
-        for name, shape in self.shapes.items():
-            sizes |= dict(zip(self._specs[name].shape, shape, strict=True))
-        shapes = {
-            name: [dim if isinstance(dim, int) else sizes.get(dim or "", -1) for dim in spec.shape]
-            for name, spec in self._outputs.items()
-        }
-        elsewhere = self._device.name != "cpu" and any(spec.on_host for spec in self._outputs.values())
-        if elsewhere or any(dim < 0 for shape in shapes.values() for dim in shape):
-            return False
-        self._keep(shapes)
-        return True
-
-    def _keep(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Have buffers for outputs of some shapes."""
-        if not self._fixed:
-            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in shapes.items()}
-            sizes = (math.prod(shape) * _storage(self._outputs[name]).itemsize for name, shape in shapes.items())
-            self._reserve_results(sum(aligned(size) for size in sizes))  # whose place routes remember
-
     def route(self, feeds: Mapping[str, Feed], names: Sequence[str], wanted: str | None) -> Route | None:
         """Return the way of requests like one that just ran; None if they have to take the long one.
 
@@ -288,18 +267,34 @@ class Bound:
             names: Outputs to return.
             wanted: The float type of outputs.
         """
-        if set(feeds) != set(self._addresses) or not self.settled or (self.graph is None and not self._fix()):
+        if set(feeds) != set(self._addresses) or not self.settled:
             return None
-        if any(self._outputs[name].on_host for name in names) and self._device.name != "cpu":
+        if any(spec.on_host for spec in self._outputs.values()) and self._device.name != "cpu":
             return None
         moves = [Move(feed.spec, feed.element, self._staged[name], *self._addresses[name]) for name, feed in feeds.items()]
         if any(feed.shape != self.shapes[name] or not self._addresses[name][2] for name, feed in feeds.items()):
             return None
-        outputs = {name: self._reading(name, self._fixed[name], None) for name in names}
-        places = {name: (read.address or 0, read.shape, read.storage) for name, read in outputs.items()}
-        if not all(read.size for read in outputs.values()):
+        self.learn()
+        reads = {name: self._reading(name, self._fixed[name], None) for name in names}
+        if not all(read.size for read in reads.values()):
             return None
-        return Route(self, self._device, moves, places, self._outputs, self._results, wanted)
+        results = [
+            Result(
+                name, self._outputs[name], read.address or 0, read.size, read.shape, read.storage,
+                self._is_staged(name, read, wanted),
+            )
+            for name, read in reads.items()
+        ]  # fmt: skip
+        buffer = self._routed.get(tuple(names))
+        if buffer is None:
+            buffer = self._device.buffer(sum(aligned(result.size) for result in results if result.staged))
+            self._routed[tuple(names)] = buffer
+        return Route(self, self._device, moves, results, buffer, wanted)
+
+    def _is_staged(self, name: str, read: _Read, wanted: str | None) -> bool:
+        """Say whether an output comes through pinned memory: it is small, or is cast on its way."""
+        element = self._outputs[name].element
+        return read.address is not None and (read.size < DIRECT or (element in FLOATS and wanted not in (None, element)))
 
     def read(self, values: Mapping[str, Any], rows: int | None, cut: frozenset[str], to: str, wanted: str | None) -> dict[str, Any]:
         """Return a run's outputs as the caller wants them.
@@ -329,23 +324,24 @@ class Bound:
             if name not in self._reads:  # what most runs ask for is found out once
                 self._reads[name] = self._reading(name, value, None)
             reads[name] = self._reads[name]
-        elements = {name: self._outputs[name].element for name in reads}
-        casts = {name for name, element in elements.items() if element in FLOATS and wanted not in (None, element)}
-        staged = {name for name, read in reads.items() if read.address is not None and (read.size < DIRECT or name in casts)}
+        staged = {name for name, read in reads.items() if self._is_staged(name, read, wanted)}
         self._reserve_results(sum(aligned(reads[name].size) for name in staged))
         found, end = {}, 0
         for name, (address, shape, storage, size) in reads.items():
             if address is None:
                 found[name] = self._trim(read_value(values[name]), name, rows, cut)
             elif name not in staged:
-                found[name] = whole = np.empty(shape, storage)
-                self._device.copy(whole.ctypes.data, address, size)
+                found[name] = np.empty(shape, storage)
             else:
                 found[name] = self._results[end : end + size].view(storage).reshape(shape)
                 if size:
                     self._device.copy(self._results_at + end, address, size)
                 end += aligned(size)
         self._device.wait()
+        for name in found.keys() - staged:
+            address, *_, size = reads[name]
+            if address is not None:
+                self._device.copy_now(found[name].ctypes.data, address, size)
         for name, array in found.items():
             ended = finish(array, self._outputs[name], wanted)
             found[name] = self._own(ended, array) if name in staged else ended
@@ -387,5 +383,7 @@ class Bound:
         self.detach()
         self._staged = {}
         self._device.release(self._stage)
-        self._device.release(self._results)
+        for buffer in (self._results, *self._routed.values()):
+            self._device.release(buffer)
+        self._routed = {}
         self._stage = self._results = np.empty(0, np.uint8)

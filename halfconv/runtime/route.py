@@ -45,20 +45,26 @@ class Move(NamedTuple):
     size: int
 
 
-class _Result(NamedTuple):
-    """How an output gets to the caller: through a view of the pinned buffer, or straight into memory of its own without one.
+class Result(NamedTuple):
+    """How an output gets to the caller.
 
-    It is kept as it is, or needs a cast to what the caller wants.
+    Attributes:
+        name: Its name.
+        spec: The output.
+        source: Its address on the device.
+        size: Bytes.
+        shape: Its dimensions.
+        storage: numpy's type that holds it.
+        staged: Whether it comes through pinned memory, and not straight into memory of its own.
     """
 
-    kept: bool
+    name: str
     spec: Spec
     source: int
     size: int
     shape: tuple[int, ...]
     storage: np.dtype[Any]
-    view: np.ndarray[Any, Any] | None
-    address: int
+    staged: bool
 
 
 class Route:
@@ -68,9 +74,8 @@ class Route:
         bound: The buffers.
         device: Where they lie.
         moves: How inputs get there.
-        outputs: Outputs to return -> their address on the device, shape and storage type.
-        specs: The specs of all outputs.
-        buffer: Pinned memory that holds all outputs.
+        results: How outputs get to the caller.
+        buffer: Pinned memory for those that are staged, one after the other.
         wanted: The float type of outputs; None for the model's own.
     """
 
@@ -79,8 +84,7 @@ class Route:
         bound: Bound,
         device: Device,
         moves: Sequence[Move],
-        outputs: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]],
-        specs: Mapping[str, Spec],
+        results: Sequence[Result],
         buffer: np.ndarray[Any, Any],
         wanted: str | None,
     ):
@@ -89,16 +93,15 @@ class Route:
             (move.spec.name, move, move.element == move.spec.element, move.element == move.spec.element and move.size >= DIRECT)
             for move in moves
         ]
-        self._results, end = [], 0
-        for name, (source, shape, storage) in outputs.items():
-            size = int(np.prod(shape, dtype=np.int64)) * storage.itemsize
-            spec = specs[name]
-            view = None
-            if size < DIRECT or (spec.element in FLOATS and wanted not in (None, spec.element)):
-                view = buffer[end : end + size].view(storage).reshape(shape)
-            kept = spec.element != "bfloat16" and (spec.element not in FLOATS or wanted in (None, spec.element))
-            self._results.append(_Result(kept, spec, source, size, shape, storage, view, buffer.ctypes.data + end))
-            end += 0 if view is None else aligned(size)
+        self._large = [result for result in results if not result.staged]
+        self._small, end, begin = [], 0, buffer.ctypes.data
+        for result in (result for result in results if result.staged):
+            view = buffer[end : end + result.size].view(result.storage).reshape(result.shape)
+            self._small.append((result, view, begin + end))
+            end += aligned(result.size)
+        self._names = [result.name for result in results]
+        kept = [r for r in results if r.spec.element != "bfloat16" and not (r.staged and r.size >= DIRECT)]
+        self._kept = {r.name for r in kept if r.spec.element not in FLOATS or wanted in (None, r.spec.element)}
 
     @property
     def ready(self) -> bool:
@@ -123,36 +126,33 @@ class Route:
         device = self._device
         device.enter()
         for name, move, same, direct in self._moves:
-            array, address = feeds[name], move.address
+            array = feeds[name]
             if direct and array.flags.c_contiguous:
-                address = array.ctypes.data
-            elif same:
+                device.copy_now(move.to, array.ctypes.data, move.size)
+                continue
+            if same:
                 np.copyto(move.staged, array)
             else:
                 cast_into(Feed(move.spec, array, move.element, array.shape), move.staged)
-            device.copy(move.to, address, move.size)
+            device.copy(move.to, move.address, move.size)
         if not device.shared:
             device.wait()
         self.bound.launch()
-        large = {}
-        for result in self._results:
-            if result.view is not None:
-                device.copy(result.address, result.source, result.size)
-            else:
-                large[result.spec.name] = whole = np.empty(result.shape, result.storage)
-                whole.reshape(-1)[:: max(1, _PAGE // whole.itemsize)] = 0  # the system maps its pages while the device works
+        found: dict[str, Any] = {}
+        for result, _, address in self._small:
+            device.copy(address, result.source, result.size)
+        for result in self._large:
+            found[result.name] = whole = np.empty(result.shape, result.storage)
+            whole.reshape(-1)[:: _PAGE // whole.itemsize] = 0  # the system maps its pages while the device works
         device.wait()
-        if large:
-            for result in self._results:
-                if result.view is None:
-                    device.copy(large[result.spec.name].ctypes.data, result.source, result.size)
-            device.wait()
-        ended: dict[str, Any] = {}
-        for result in self._results:
-            name, view = result.spec.name, result.view
-            if result.kept:
-                ended[name] = large[name] if view is None else view.copy()
+        for result in self._large:
+            device.copy_now(found[result.name].ctypes.data, result.source, result.size)
+            if result.name not in self._kept:
+                found[result.name] = finish(found[result.name], result.spec, self._wanted)
+        for result, view, _ in self._small:
+            if result.name in self._kept:
+                found[result.name] = view.copy()
                 continue
-            array = finish(large[name] if view is None else view, result.spec, self._wanted)
-            ended[name] = array if view is None or array.base is None else np.array(array)
-        return ended
+            array = finish(view, result.spec, self._wanted)
+            found[result.name] = array if array.base is None else np.array(array)
+        return found if not self._large else {name: found[name] for name in self._names}
