@@ -203,7 +203,8 @@ def _folder(notes: list[str]) -> str | None:
 def _stream(wishes: Wishes) -> Stream | None:
     """Make a stream on which both copies and graphs run, one after the other; without one, ONNX Runtime makes its own."""
     try:
-        return Stream(wishes.device)
+        with GATE.shared():
+            return Stream(wishes.device)
     except (EnvironmentProblem, OSError, AttributeError):  # the session will tell what is wrong, if anything is
         return None
 

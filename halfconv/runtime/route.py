@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import FLOATS, Feed, Spec, cast_into, finish
 from .device import Device
-from .layout import DIRECT, aligned
+from .layout import DIRECT
 
 if TYPE_CHECKING:
     from .binding import Bound
@@ -55,7 +55,7 @@ class Result(NamedTuple):
         size: Bytes.
         shape: Its dimensions.
         storage: numpy's type that holds it.
-        staged: Whether it comes through pinned memory, and not straight into memory of its own.
+        begin: Where it lies in pinned memory; None if it goes straight into memory of its own.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Result(NamedTuple):
     size: int
     shape: tuple[int, ...]
     storage: np.dtype[Any]
-    staged: bool
+    begin: int | None
 
 
 class Route:
@@ -75,7 +75,7 @@ class Route:
         device: Where they lie.
         moves: How inputs get there.
         results: How outputs get to the caller.
-        buffer: Pinned memory for those that are staged, one after the other.
+        buffer: Pinned memory of the bound, for those that are staged.
         wanted: The float type of outputs; None for the model's own.
     """
 
@@ -93,15 +93,19 @@ class Route:
             (move.spec.name, move, move.element == move.spec.element, move.element == move.spec.element and move.size >= DIRECT)
             for move in moves
         ]
-        self._large = [result for result in results if not result.staged]
-        self._small, end, begin = [], 0, buffer.ctypes.data
-        for result in (result for result in results if result.staged):
-            view = buffer[end : end + result.size].view(result.storage).reshape(result.shape)
-            self._small.append((result, view, begin + end))
-            end += aligned(result.size)
+        self._large = [result for result in results if result.begin is None]
+        self._small = []
+        for result in results:
+            if result.begin is not None:
+                view = buffer[result.begin : result.begin + result.size].view(result.storage).reshape(result.shape)
+                self._small.append((result, view, buffer.ctypes.data + result.begin))
         self._names = [result.name for result in results]
-        kept = [r for r in results if r.spec.element != "bfloat16" and not (r.staged and r.size >= DIRECT)]
+        kept = [r for r in results if r.spec.element != "bfloat16" and (r.begin is None or r.size < DIRECT)]
         self._kept = {r.name for r in kept if r.spec.element not in FLOATS or wanted in (None, r.spec.element)}
+
+    def forget(self) -> None:
+        """Let go of all memory, once the bound is closed."""
+        self._moves, self._large, self._small = [], [], []
 
     @property
     def ready(self) -> bool:
@@ -134,7 +138,8 @@ class Route:
                 np.copyto(move.staged, array)
             else:
                 cast_into(Feed(move.spec, array, move.element, array.shape), move.staged)
-            device.copy(move.to, move.address, move.size)
+            if move.to != move.address:
+                device.copy(move.to, move.address, move.size)
         if not device.shared:
             device.wait()
         self.bound.launch()
