@@ -436,6 +436,14 @@ def test_formats_example_runs() -> None:
     exec(compile(script, "README.md", "exec"), {})
 
 
+def test_training_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (script,) = (block for block in blocks("python") if "halfconv.train" in block)
+    names: dict[str, object] = {}
+    exec(compile(script, "README.md", "exec"), names)
+    assert names["result"].metrics["accuracy"] > 0.88  # type: ignore[attr-defined]
+    assert capsys.readouterr().out.endswith("0 [] []\n")
+
+
 @pytest.mark.slow
 def test_commands_run_in_a_fresh_clone(tmp_path: Path) -> None:
     """Every command of the README, in order and as written; of the tests, only what is quick."""

@@ -1,0 +1,92 @@
+"""Loss scaling: FP16's smallest number is 6e-8, and gradients that lie below it become zero unless the loss is multiplied first.
+
+The method is that of Micikevicius et al., *Mixed Precision Training*, ICLR 2018, section 3.2: multiply the loss, which multiplies
+all gradients; divide the gradients by the same factor in FP32 before they are clipped and used; if one of them is infinite or NaN,
+skip the step and halve the factor; if none was for a while, double it. ``torch.amp.GradScaler`` does so; this adds the history.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["LossScaler"]
+
+INITIAL_SCALE = 65536.0
+#: Steps without overflow before the scale doubles.
+GROWTH_INTERVAL = 2000
+_NEVER = 2**31 - 1
+
+
+class LossScaler:
+    """Scales the loss, and skips the steps whose gradients overflow.
+
+    Args:
+        device: Where the gradients are.
+        enabled: Whether anything is scaled; if not, steps are passed on as they are.
+        fixed: A scale that stays; None for one that adapts.
+        growth_interval: Steps without overflow before the scale doubles.
+
+    Attributes:
+        history: (step, scale) at the beginning and after each step that changed the scale.
+        skipped: Number of steps that were skipped.
+    """
+
+    def __init__(self, device: torch.device, *, enabled: bool, fixed: float | None = None, growth_interval: int = GROWTH_INTERVAL):
+        self._fixed = fixed
+        self._scaler = torch.amp.GradScaler(
+            device.type,
+            init_scale=INITIAL_SCALE if fixed is None else fixed,
+            growth_interval=growth_interval if fixed is None else _NEVER,
+            enabled=enabled,
+        )
+        self.history: list[tuple[int, float]] = [(0, self.scale)] if enabled else []
+        self.skipped = 0
+
+    @property
+    def scale(self) -> float:
+        """The factor now; 1 if nothing is scaled."""
+        return self._scaler.get_scale()
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss times the scale, to call ``backward()`` on."""
+        return self._scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients of the optimizer's weights by the scale, and look for infinities and NaN."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer, number: int) -> bool:
+        """Step the optimizer unless a gradient is infinite or NaN, and adapt the scale.
+
+        Args:
+            optimizer: One whose gradients are unscaled.
+            number: Which step this is, for the history; the first is 1.
+
+        Returns:
+            Whether the weights were updated.
+        """
+        before = self.scale
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        after = self.scale
+        if after < before:  # which only an overflow does
+            self.skipped += 1
+            if self._fixed is not None:
+                self._scaler.update(self._fixed)
+                return False
+        if after != before:
+            self.history.append((number, after))
+        return after >= before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain data."""
+        return {"scaler": self._scaler.state_dict(), "history": self.history, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state back."""
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self.history = [(int(step), float(scale)) for step, scale in state["history"]]
+        self.skipped = int(state["skipped"])
