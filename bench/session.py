@@ -126,15 +126,18 @@ def made_up(session: Any, batch: int, dims: Mapping[str, int]) -> Feeds:
 # Contenders
 
 
-def plain_session(model: Path, provider: str, graph: bool) -> Any:
-    """Return ONNX Runtime's session, with the options that a halfconv session has."""
+def plain_session(
+    model: Path, provider: str, graph: bool, more: Mapping[str, str] | None = None, level: str = "ORT_ENABLE_ALL"
+) -> Any:  # fmt: skip
+    """Return ONNX Runtime's session, with the options that a halfconv session has, and more of the provider's."""
     import onnxruntime
 
     if provider == "cuda":
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    cuda = (CUDA, {"device_id": "0", **({"enable_cuda_graph": "1"} if graph else {})})
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    cuda = (CUDA, {"device_id": "0", **(more or {}), **({"enable_cuda_graph": "1"} if graph else {})})
     made = onnxruntime.InferenceSession(
         str(model), options, providers=[cuda, (CPU, {})] if provider == "cuda" else [(CPU, {})], enable_fallback=0
     )
@@ -197,7 +200,8 @@ def contenders(model: Path, provider: str, batch: int, feeds: Feeds) -> dict[str
             calls["halfconv-torch"] = lambda: torchs.run(tensors, to="torch")
             bound = mine.bind(feeds)
             calls["halfconv-bind"] = lambda: bound.run() and {}
-            calls["halfconv-torch-plain"] = lambda: plain.run(tensors, to="torch")
+            torch_plain = Session(model, provider=provider, cuda_graph=False)
+            calls["halfconv-torch-plain"] = lambda: torch_plain.run(tensors, to="torch")
     return calls
 
 
@@ -212,8 +216,10 @@ def measure(model: Path, provider: str, batch: int, dims: Mapping[str, int], rou
             result = call()
         found[who] = {name: np.asarray(getattr(value, "cpu", lambda value=value: value)()) for name, value in result.items()}
     times: dict[str, list[float]] = {who: [] for who in calls}
-    for _ in range(rounds):
-        for who, call in calls.items():
+    order = list(calls.items())
+    for turn in range(rounds):
+        start = turn % len(order)
+        for who, call in order[start:] + order[:start]:  # whoever follows a slow one would otherwise always do so
             for _ in range(10):
                 begun = time.perf_counter()
                 call()
@@ -369,7 +375,8 @@ def run(options: argparse.Namespace) -> int:
         for batch in batches:
             rows += measure(model, options.provider, batch, dims, 5 if options.quick else options.rounds)
             write(options.json, facts, rows)  # what is measured stays, if a machine is taken away
-    stressed = {model: dims for model, _, dims in reversed(options.cases)} if options.seconds else {}
+    stressed = {model: dims for model, _, dims in reversed(options.cases) if not options.stress or model.stem in options.stress}
+    stressed = stressed if options.seconds else {}
     for model, dims in stressed.items():
         rows += stress(model, options.provider, dims, 2 if options.quick else options.seconds, 500 if options.quick else 10_000)
         write(options.json, facts, rows)
@@ -397,6 +404,7 @@ def main() -> int:
     measured.add_argument("cases", type=case_of, nargs="+", metavar="CASE")
     measured.add_argument("--provider", default="cuda", choices=("cpu", "cuda"))
     measured.add_argument("--seconds", type=float, default=20.0, help="of 16 threads, and of a pool; 0 for neither")
+    measured.add_argument("--stress", nargs="*", metavar="NAME", help="models of the threads and the pool; default: all")
     measured.add_argument("--rounds", type=int, default=100, help="of 10 calls each")
     measured.add_argument("--quick", action="store_true", help="few calls, to try it")
     options = parser.parse_args()

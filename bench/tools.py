@@ -6,6 +6,7 @@ Nothing outside the standard library is imported: the measuring process stays sm
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -44,7 +45,9 @@ def reason(usage: Usage, stderr: str) -> str:
     return re.sub(rf"\S*/{TEMPORARY}\w+/", "", said).replace(str(Path.home()), "~")[:240]
 
 
-def measured(command: Sequence[str], folder: Path, timeout: float, fine: Sequence[int] = (0,)) -> tuple[Usage, str]:
+def measured(
+    command: Sequence[str], folder: Path, timeout: float, fine: Sequence[int] = (0,), imports: Sequence[str] = ()
+) -> tuple[Usage, str]:  # fmt: skip
     """Measure a command that must succeed.
 
     Args:
@@ -52,6 +55,7 @@ def measured(command: Sequence[str], folder: Path, timeout: float, fine: Sequenc
         folder: Where its output is kept meanwhile.
         timeout: Seconds after which it is killed.
         fine: Exit codes that are no failure.
+        imports: Folders that this interpreter searches first.
 
     Returns:
         What it cost, and its standard output.
@@ -60,7 +64,8 @@ def measured(command: Sequence[str], folder: Path, timeout: float, fine: Sequenc
         Failed: It did not succeed.
     """
     out, err = folder / "stdout.txt", folder / "stderr.txt"
-    env = {"PYTHONPATH": str(ROOT)} if command[0] == sys.executable else {}
+    found = os.pathsep.join(filter(None, (*imports, str(ROOT), os.environ.get("PYTHONPATH"))))
+    env = {"PYTHONPATH": found} if command[0] == sys.executable else {}
     usage = measure(command, stdout=out, stderr=err, timeout=timeout, cwd=ROOT, env=env)
     if usage.timed_out or usage.returncode not in fine:
         raise Failed(reason(usage, err.read_text(errors="replace")))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from halfconv.runtime.pool import Pool
     from halfconv.runtime.session import Session
     from halfconv.runtime.shadow import Shadow
+    from halfconv.runtime.tensorrt import EngineOptions
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _HOME = {
     "CheckFailed": "halfconv.errors",
     "ConvertResult": "halfconv.result",
     "DriftReport": "halfconv.drift.report",
+    "EngineOptions": "halfconv.runtime.tensorrt",
     "EnvironmentProblem": "halfconv.errors",
     "HalfconvError": "halfconv.errors",
     "InputError": "halfconv.errors",
@@ -56,6 +58,7 @@ __all__ = [
     "CheckFailed",
     "ConvertResult",
     "DriftReport",
+    "EngineOptions",
     "EnvironmentProblem",
     "HalfconvError",
     "InputError",

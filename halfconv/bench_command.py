@@ -33,13 +33,16 @@ def _numbers(_: click.Context, option: click.Parameter, text: str) -> list[int]:
 @click.option("--profile/--no-profile", default=True, show_default=True, help="Use the profiles beside the models.")
 @click.option("--tune", is_flag=True, help="First find each model's fastest session options here, and write its profile.")
 @click.option("--seconds", default=2.0, show_default=True, help="How long each model runs at each batch size, after warm-up.")
+@click.option("--engine-cache", type=click.Path(path_type=Path), metavar="DIR", help="Folder that keeps TensorRT's engines.")
+@click.option("--builder-level", type=click.IntRange(0, 5), metavar="N", help="How hard TensorRT searches when it builds, 0 to 5.")
 @click.option("--threads", type=click.IntRange(1), help="Threads that compute on the CPU.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of made-up inputs.")
 @click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the table as Markdown, too.")
 @json_option  # fmt: skip
 def bench(
     models: tuple[Path, ...], batches: list[int], samples: str | None, provider: str, device: int, profile: bool, tune: bool,
-    seconds: float, threads: int | None, seed: int, markdown: Path | None, as_json: bool,
+    seconds: float, engine_cache: Path | None, builder_level: int | None, threads: int | None, seed: int, markdown: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MODELs side by side: latency, throughput, memory, and where their nodes run.
 
@@ -47,7 +50,11 @@ def bench(
     """
     from halfconv.benchmark import bench as run
     from halfconv.report.bench import as_markdown, show_bench, show_search
+    from halfconv.runtime.tensorrt import EngineOptions
 
+    if provider != "tensorrt" and not (engine_cache is None and builder_level is None):
+        raise UsageError("--engine-cache and --builder-level are TensorRT's", "--provider tensorrt")
+    engine = EngineOptions(engine_cache, builder_level)
     if tune and not profile:
         raise UsageError("--tune writes profiles, which --no-profile leaves out", "one of them")
     with progress(as_json, f"measuring {len(models)} models") as on_progress:
@@ -58,13 +65,13 @@ def bench(
             searches = [
                 search_profile(
                     model, batches=batches, samples=samples, provider=provider, device_id=device, seconds=seconds / 2, seed=seed,
-                    on_progress=on_progress,
+                    engine=engine, on_progress=on_progress,
                 )
                 for model in models
             ]  # fmt: skip
         report = run(
             models, batches=batches, samples=samples, provider=provider, device_id=device, profile=profile, seconds=seconds,
-            threads=threads, seed=seed, on_progress=on_progress,
+            threads=threads, seed=seed, engine=engine, on_progress=on_progress,
         )  # fmt: skip
     if markdown is not None:
         from halfconv.storage import atomic_text

@@ -21,6 +21,7 @@ import numpy as np
 from halfconv.errors import EnvironmentProblem, InputError, UsageError
 from halfconv.progress import Progress
 from halfconv.runtime.session_server import receive, send
+from halfconv.runtime.tensorrt import EngineOptions
 
 __all__ = ["BenchReport", "BenchRow", "Worker", "bench", "drift_of", "machine_of", "warm_up"]
 
@@ -145,7 +146,7 @@ class Worker:
 def bench(
     models: Sequence[str | os.PathLike[str]], *, batches: Sequence[int] = (1,), samples: Any = None, provider: str = "auto",
     device_id: int = 0, profile: bool = True, seconds: float = 2.0, threads: int | None = None, seed: int = 0,
-    on_progress: Callable[[Progress], None] | None = None,
+    engine: EngineOptions | None = None, on_progress: Callable[[Progress], None] | None = None,
 ) -> BenchReport:  # fmt: skip
     """Measure models side by side.
 
@@ -159,6 +160,7 @@ def bench(
         seconds: How long each model runs at each batch size, after warm-up.
         threads: Threads that compute on the CPU; None leaves it to ONNX Runtime.
         seed: Seed of made-up inputs.
+        engine: As `halfconv.Session` takes it; without shapes, engines are for those of the inputs.
         on_progress: Told what is measured.
 
     Returns:
@@ -169,7 +171,7 @@ def bench(
         UsageError: An option is wrong, or the models take different inputs.
         EnvironmentProblem: The provider cannot be used.
     """
-    from halfconv.benchmark_inputs import inputs_for
+    from halfconv.benchmark_inputs import engine_message, inputs_for
 
     paths = [Path(model) for model in models]
     if not paths:
@@ -178,6 +180,8 @@ def bench(
         raise UsageError(f"batches {list(batches)}, {seconds:g} seconds", "numbers from 1 on, and a time")
     rows: list[BenchRow] = []
     notes: list[str] = []
+    inputs = list(inputs_for(paths, batches, samples, seed)) if provider == "tensorrt" else None
+    engines = engine_message(engine, [feeds for _, feeds, _ in inputs or ()])
     with ExitStack() as stack:
         workers: list[Worker] = []
         opened: list[dict[str, Any]] = []
@@ -187,9 +191,9 @@ def bench(
             workers.append(worker)
             if on_progress is not None:
                 on_progress(Progress("load", path.name, len(opened), len(paths)))
-            opened.append(worker("open", str(path), provider, device_id, None if profile else False, threads))
+            opened.append(worker("open", str(path), provider, device_id, None if profile else False, threads, engines))
         energy = _Energy(device_id) if opened[0]["provider"] != "cpu" else None
-        for batch, feeds, note in inputs_for(paths, batches, samples, seed):
+        for batch, feeds, note in inputs or inputs_for(paths, batches, samples, seed):
             notes += [note] if note else []
             begun = [worker("feed", feeds) for worker in workers]
             measured = _in_turns(workers, seconds, energy, on_progress, batch)

@@ -1,4 +1,4 @@
-"""Inputs for a benchmark: one sample, at each batch size."""
+"""Inputs for a benchmark: one sample, at each batch size; and what TensorRT is told of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from halfconv.errors import InputError, UsageError
 from halfconv.model import load
+from halfconv.runtime.tensorrt import EngineOptions
 from halfconv.sample_checks import InputSpec
 from halfconv.samples import open_samples
 from halfconv.synthetic import input_specs, synthetic_samples
 
-__all__ = ["inputs_for"]
+__all__ = ["engine_message", "inputs_for"]
 
 
 def inputs_for(
@@ -72,3 +73,11 @@ def _sized(feeds: Mapping[str, Any], batched: set[str], batch: int, specs: Seque
             array = np.concatenate([array] * -(-batch // len(array)))[:batch]
         found[spec.name] = np.ascontiguousarray(array)
     return found
+
+
+def engine_message(engine: EngineOptions | None, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a worker is told of TensorRT's engines: without shapes of their own, they are for those of the inputs."""
+    engine = engine or EngineOptions()
+    shapes = engine.shapes or [{name: array.shape for name, array in feeds.items()} for feeds in inputs]
+    cache = None if engine.cache is None else str(engine.cache)
+    return {"cache": cache, "builder_level": engine.builder_level, "shapes": [{n: list(s) for n, s in k.items()} for k in shapes]}

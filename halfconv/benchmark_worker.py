@@ -23,6 +23,7 @@ import numpy as np
 from halfconv.errors import HalfconvError, ProfileWarning
 from halfconv.runtime.session import Session
 from halfconv.runtime.session_server import receive, send
+from halfconv.runtime.tensorrt import EngineOptions
 
 __all__ = ["Worker", "serve"]
 
@@ -40,7 +41,10 @@ class Worker:
         self._held: dict[str, Any] = {}
         self._free = 0
 
-    def open(self, path: str, provider: str, device: int, profile: str | bool | None, threads: int | None) -> dict[str, Any]:
+    def open(
+        self, path: str, provider: str, device: int, profile: str | bool | None, threads: int | None,
+        engine: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Load the model.
 
         Args:
@@ -49,6 +53,7 @@ class Worker:
             device: The GPU.
             profile: As `Session` takes it.
             threads: As `Session` takes it.
+            engine: The fields of `EngineOptions`.
 
         Returns:
             Seconds that it took, the provider, notes, and the versions of what runs it.
@@ -59,7 +64,9 @@ class Worker:
         begun = time.perf_counter()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", ProfileWarning)
-            self._session = Session(path, provider=provider, device_id=device, profile=profile, threads=threads)
+            self._session = Session(
+                path, provider=provider, device_id=device, profile=profile, threads=threads, engine=EngineOptions(**(engine or {})),
+            )  # fmt: skip
         session = self._session
         self._device = device
         return {

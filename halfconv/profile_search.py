@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from halfconv.benchmark import LEAST, TURN, Worker, drift_of, machine_of, warm_up
-from halfconv.benchmark_inputs import inputs_for
-from halfconv.errors import HalfconvError, InputError, UsageError
+from halfconv.benchmark_inputs import engine_message, inputs_for
+from halfconv.errors import HalfconvError, InputError
 from halfconv.profile import file_sha256, profile_path
 from halfconv.progress import Progress
-from halfconv.runtime.settings import CPU, CUDA, read_profile
+from halfconv.runtime.settings import CUDA, PROVIDERS, read_profile
+from halfconv.runtime.tensorrt import EngineOptions
 from halfconv.storage import atomic_text
 
 __all__ = ["ProfileSearch", "Trial", "search_profile"]
@@ -103,18 +104,22 @@ class ProfileSearch:
 
 def search_profile(
     model: str | os.PathLike[str], *, batches: Sequence[int] = (1,), samples: Any = None, provider: str = "auto",
-    device_id: int = 0, seconds: float = 1.0, seed: int = 0, on_progress: Callable[[Progress], None] | None = None,
+    device_id: int = 0, seconds: float = 1.0, seed: int = 0, engine: EngineOptions | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> ProfileSearch:  # fmt: skip
     """Find the fastest options for a model on this machine, and write its profile.
+
+    TensorRT searches by itself when it builds an engine: its profile has the shapes that engines are for, and nothing is tried.
 
     Args:
         model: Its file; the profile beside it is replaced.
         batches: Batch sizes, each of which becomes a bucket of the profile.
         samples: Real inputs, of which the first is used; None makes one up.
-        provider: ``auto``, ``cpu`` or ``cuda``.
+        provider: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``.
         device_id: The GPU.
         seconds: How long each set of options runs at each batch size.
         seed: Seed of made-up inputs.
+        engine: As `halfconv.Session` takes it.
         on_progress: Told what is tried.
 
     Raises:
@@ -123,15 +128,14 @@ def search_profile(
         EnvironmentProblem: The provider cannot be used.
     """
     path = Path(model)
-    if provider == "tensorrt":
-        raise UsageError("TensorRT tunes itself when it builds an engine", "--provider cuda")
     feeds = [(batch, arrays) for batch, arrays, _ in inputs_for([path], batches, samples, seed)]
     known = _known(path)
     tolerance = (known.get("tolerance") or {}).get("rel_l2", TOLERANCE)
-    search = _Search(path, feeds, provider, device_id, seconds, tolerance, known)
+    told = engine_message(engine, [arrays for _, arrays in feeds] if provider == "tensorrt" else [])
+    search = _Search(path, feeds, provider, device_id, seconds, tolerance, known, told)
     with search:
         best, trials = _Setting(), [search.first()]
-        changes = (*(ON_CUDA if search.on_cuda else ()), *ANYWHERE)
+        changes = () if provider == "tensorrt" else (*(ON_CUDA if search.on_cuda else ()), *ANYWHERE)
         for number, change in enumerate(changes):
             if on_progress is not None:
                 on_progress(Progress("tune", change.what, number, len(changes)))
@@ -148,11 +152,11 @@ class _Search:
 
     def __init__(
         self, path: Path, feeds: Sequence[tuple[int | None, dict[str, Any]]], provider: str, device: int, seconds: float,
-        tolerance: float, known: Mapping[str, Any],
+        tolerance: float, known: Mapping[str, Any], engine: Mapping[str, Any],
     ):  # fmt: skip
         self._path, self._feeds, self._provider, self._device = path, feeds, provider, device
         self._seconds, self._tolerance, self._known = seconds, tolerance, known
-        self._sha256 = file_sha256(path)
+        self._sha256, self._engine = file_sha256(path), engine
         self._reference: list[Mapping[str, Any]] = []
         self._fastest: tuple[float, ...] = ()
         self._opened: Mapping[str, Any] = {}
@@ -216,7 +220,7 @@ class _Search:
             file.write_text(json.dumps(self.profile(setting)), "utf-8")
             worker = Worker(self._path)
             try:
-                self._opened = worker("open", str(self._path), self._provider, self._device, str(file), None)
+                self._opened = worker("open", str(self._path), self._provider, self._device, str(file), None, self._engine)
             except BaseException:
                 worker.end()
                 raise
@@ -236,7 +240,7 @@ class _Search:
 
     def profile(self, setting: _Setting) -> dict[str, Any]:
         """Return the profile's content."""
-        names = (CUDA, CPU) if self._provider in ("auto", "cuda") else (CPU,)
+        names = PROVIDERS["cuda" if self._provider == "auto" else self._provider]
         card = machine_of(self._opened, self._device)["card"] if self._opened else None
         shapes = [{name: list(array.shape) for name, array in arrays.items()} for _, arrays in self._feeds]
         measured = [{"card": card, "bucket": k, "p50_ms": ms} for k, ms in enumerate(self._fastest)] if card else []

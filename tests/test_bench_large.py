@@ -19,9 +19,10 @@ def content() -> Any:
 
 
 def test_every_tool_has_a_row_for_every_size(content: Any) -> None:
-    tools = ["halfconv", "halfconv --no-check", "cp", "onnxconverter-common", "ort-float16", "olive"]
-    assert [(row["case"], row["who"]) for row in content["rows"]] == [
-        (f"{size:g} GB", who) for size in large.SIZES for who in tools
+    ours, peers = ["halfconv", "halfconv --no-check", "cp"], ["onnxconverter-common", "ort-float16", "olive"]
+    runs = [(who, where) for where in ("disk", "memory") for who in ours] + [(who, "memory") for who in peers]
+    assert [(row["case"], row["who"], row["reads"]) for row in content["rows"]] == [
+        (f"{size:g} GB", *run) for size in large.SIZES for run in runs
     ]
     assert {"schema_version", "date", "machine", "versions", "command", "memory_gb"} <= content.keys()
     for row in content["rows"]:
@@ -35,6 +36,26 @@ def test_halfconv_converts_every_size_in_the_same_memory(content: Any) -> None:
     alone = [row["peak_anon_mb"] for row in rows if row["who"] == "halfconv --no-check"]
     assert max(alone) <= 1.5 * min(alone)
     assert all(row["bytes_out"] <= 0.52 * row["bytes_in"] for row in rows)
+
+
+def test_halfconv_is_about_as_fast_as_the_disk_and_the_peers_are_not(content: Any) -> None:
+    figures = {(row["case"], row["who"], row["reads"]): row for row in content["rows"]}
+    for size in large.SIZES:
+        case = f"{size:g} GB"
+        assert figures[case, "halfconv --no-check", "disk"]["seconds"] <= 1.5 * figures[case, "cp", "disk"]["seconds"]
+    peers = [figures["1.5 GB", who, "memory"] for who in ("onnxconverter-common", "ort-float16", "olive")]
+    ours = figures["1.5 GB", "halfconv", "disk"]
+    assert 4 * ours["seconds"] <= min(row["seconds"] for row in peers)
+    assert 5 * ours["peak_anon_mb"] <= min(row["peak_anon_mb"] for row in peers)
+    for case in ("3 GB", "12 GB"):
+        assert all("error" in row for key, row in figures.items() if key[0] == case and key[1] in ("ort-float16", "olive"))
+
+
+def test_files_are_read_and_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 10)
+    for where in ("memory", "disk"):
+        large.read([tmp_path / "a"], where)
+    assert (tmp_path / "a").read_bytes() == b"x" * 10
 
 
 def test_a_model_has_the_size_asked_for(tmp_path: Path) -> None:

@@ -253,6 +253,18 @@ def make_session() -> str:
     return "\n".join(lines)
 
 
+def make_cuda() -> str:
+    from bench.cuda_table import markdown
+
+    file = cuda_results()[-1]
+    return markdown(json.loads(file.read_text("utf-8")), file.relative_to(ROOT).as_posix())
+
+
+def cuda_results() -> list[Path]:
+    """Results of `bench/cuda.py`: none until there is one."""
+    return sorted(RESULTS.parent.glob("cuda_h[0-9]*.json"))
+
+
 def make_unmodelled() -> str:
     from halfconv.drift.kernels import UNMODELLED
 
@@ -332,6 +344,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "steps": lambda: example("--add 0.2"),
     "numbers": make_numbers,
     "nodes": make_nodes,
+    **({"cuda": make_cuda} if cuda_results() else {}),
 }
 
 

@@ -7,6 +7,7 @@ whenever these files or the Python version change. halfconv runs in the interpre
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -24,12 +25,15 @@ PACKAGES = (
     "onnx-ir",
     "onnxscript",
     "onnxruntime",
+    "onnxruntime-gpu",
     "onnxconverter-common",
     "nvidia-modelopt",
     "olive-ai",
     "numpy",
     "protobuf",
     "torch",
+    "timm",
+    "transformers",
 )
 _VERSIONS = """
 import importlib.metadata as m, json, sys
@@ -86,6 +90,9 @@ TOOLS = {
 #: Those that are only compared on large models.
 LARGE = {tool.who: tool for tool in (Tool("olive", "run_olive.py"),)}
 
+#: Those that are only compared on a GPU.
+FUSED = {tool.who: tool for tool in (Tool("ort-optimizer", "run_ort_optimizer.py"),)}
+
 #: Those that take samples.
 SAMPLED = {
     tool.who: tool
@@ -114,9 +121,10 @@ def versions(who: str, python: str) -> dict[str, str]:
         source = (ROOT / "halfconv" / "__init__.py").read_text(encoding="utf-8")
         if found := re.search(r'^__version__ = "(.*)"', source, re.MULTILINE):
             result["halfconv"] = found[1]
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-        if git.returncode == 0:
-            result["commit"] = git.stdout.strip()
+        with contextlib.suppress(OSError):  # a machine may have no git
+            git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+            if git.returncode == 0:
+                result["commit"] = git.stdout.strip()
     return result
 
 

@@ -132,10 +132,13 @@ def chosen(names: Sequence[str] | None, specs: Mapping[str, Spec]) -> list[str]:
     """
     if names is None:
         return list(specs)
-    for name in [names] if isinstance(names, str) else names:
-        if name not in specs:
+    if not isinstance(names, Iterable):
+        raise InputError(f"outputs is a {type(names).__name__}", "names of outputs, or None for all")
+    wanted = [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if not isinstance(name, str) or name not in specs:
             raise InputError(f"the model has no output {name!r}", _nearest(str(name), specs))
-    return [names] if isinstance(names, str) else list(names)
+    return list(dict.fromkeys(wanted))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from . import foreign
 from .arrays import FLOATS, Feed, Spec, cast_into, finish, read_value
+from .buckets import shapes_key
 from .device import Device
 from .layout import DIRECT, aligned, places_of
-from .route import Move, Route
+from .route import Move, Result, Route
 
 __all__ = ["Bound", "run_options"]
 
@@ -43,9 +45,9 @@ class _Read(NamedTuple):
     """How an output is read; no address: it is in the CPU's memory already."""
 
     address: int | None
+    size: int
     shape: tuple[int, ...]
     storage: np.dtype[Any]
-    size: int
 
 
 def _storage(spec: Spec) -> np.dtype[Any]:
@@ -74,6 +76,8 @@ class Bound:
 
     Attributes:
         lock: Held during a run.
+        shapes: Input -> dimensions.
+        key: The same, as a dictionary's key.
         captured: The thread that captured the graph; None as long as there is none.
         runs: How many runs it made.
         closed: Whether its buffers are gone.
@@ -89,7 +93,7 @@ class Bound:
         graph: int | None = None,
     ):
         self.lock = threading.Lock()
-        self.shapes = dict(shapes)
+        self.shapes, self.key = dict(shapes), shapes_key(shapes)
         self.graph = graph
         self.captured: int | None = None
         self.runs = 0
@@ -105,10 +109,14 @@ class Bound:
         self._reads: dict[str, _Read] = {}
         self._bound = False
         self._views: dict[str, Any] = {}  # of buffers, for other libraries
-        self._plain, self._graphed = run_options(), None if graph is None else run_options(graph, wait=not device.shared)
+        self._loose = graph is not None and device.shared  # runs end on the device after they have ended here
+        self._plain, self._graphed = run_options(), None if graph is None else run_options(graph, wait=not self._loose)
         self._specs = {name: inputs[name] for name in shapes}
         self._staged, self._stage = self._staging()
         self._results, self._results_at = device.buffer(0), 0
+        self._seen: dict[str, tuple[int, ...]] = {}  # shapes of all outputs, in the last run that made all
+        self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
+        self._routed: tuple[dict[str, int], np.ndarray[Any, Any]] | None = None  # where outputs lie in pinned memory of routes
 
     def _staging(self) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """Make the buffer that inputs are cast into, and its part for each of them."""
@@ -169,8 +177,7 @@ class Bound:
             to, address, size = self._addresses[name]
             direct = _as_wanted(feed, staged) if to != address else None
             if direct is not None:
-                kept.append(direct)
-                self._device.copy(to, direct.ctypes.data, size)
+                self._device.copy_now(to, direct.ctypes.data, size)
                 continue
             if feed.shape == staged.shape:
                 cast_into(feed, staged)
@@ -180,7 +187,7 @@ class Bound:
                 staged[rows:] = staged[rows - 1 : rows]
             if to != address and size:
                 self._device.copy(to, address, size)
-        if self.graph is None or not self._device.shared:
+        if not self._loose:
             self._device.wait()
         return kept
 
@@ -203,7 +210,10 @@ class Bound:
                 self._binding.bind_output(name, self._device.name, self._device.index)
         self._session.run_with_iobinding(self._binding, options or self._plain)
         self.runs += 1
-        return dict(zip(names, self._binding.get_outputs(), strict=True))
+        values = dict(zip(names, self._binding.get_outputs(), strict=True))
+        if len(values) == len(self._outputs):
+            self._seen = {name: tuple(value.shape()) for name, value in values.items()}
+        return values
 
     @property
     def buffers(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -218,10 +228,8 @@ class Bound:
     def learn(self) -> None:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
         if not self._fixed:
-            shapes = {name: value.shape() for name, value in self.run(list(self._outputs)).items()}
-            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in shapes.items()}
-            sizes = (math.prod(shape) * _storage(self._outputs[name]).itemsize for name, shape in shapes.items())
-            self._reserve_results(sum(aligned(size) for size in sizes))  # whose place routes remember
+            self.run(list(self._outputs))
+            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in self._seen.items()}
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
         """Run on what `fill` bound into fixed outputs, once `learn` made them: a graph, which a thread's first call captures.
@@ -253,29 +261,52 @@ class Bound:
 
     def wait(self) -> None:
         """Wait for a run that began."""
-        if self._device.shared:
+        if self._loose:
             self._device.wait()
 
+    @property
+    def settled(self) -> bool:
+        """Whether buffers of its own are bound to all inputs."""
+        return not self.closed and not self._elsewhere
+
     def route(self, feeds: Mapping[str, Feed], names: Sequence[str], wanted: str | None) -> Route | None:
-        """Return the way of requests like one that just went through the graph; None if they have to take the long one.
+        """Return the way of requests like one that just ran; None if they have to take the long one.
 
         Args:
             feeds: Its inputs, arrays of the buffers' shapes in the CPU's memory.
             names: Outputs to return.
             wanted: The float type of outputs.
         """
-        if not self._fixed or set(feeds) != set(self._addresses) or self._elsewhere:
+        if set(feeds) != set(self._addresses) or not self.settled:
             return None
-        if any(self._outputs[name].on_host for name in names) and self._device.name != "cpu":
+        if any(spec.on_host for spec in self._outputs.values()) and self._device.name != "cpu":
+            return None
+        if self.graph is None and (set(names) != set(self._outputs) or set(self._seen) != set(names)):
             return None
         moves = [Move(feed.spec, feed.element, self._staged[name], *self._addresses[name]) for name, feed in feeds.items()]
         if any(feed.shape != self.shapes[name] or not self._addresses[name][2] for name, feed in feeds.items()):
             return None
-        outputs = {name: self._reading(name, self._fixed[name], None) for name in names}
-        places = {name: (read.address or 0, read.shape, read.storage) for name, read in outputs.items()}
-        if not all(read.size for read in outputs.values()):
+        if not self._fixed:
+            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in self._seen.items()}
+        reads = {name: self._reading(name, self._fixed[name], None) for name in self._outputs}
+        if not all(read.size for read in reads.values()):
             return None
-        return Route(self, self._device, moves, places, self._outputs, self._results, wanted)
+        staged = {name: self._is_staged(name, read, wanted) for name, read in reads.items()}
+        if self._routed is None:
+            places, end = places_of({name: (read.shape, read.storage) for name, read in reads.items() if staged[name]})
+            self._routed = {name: place.begin for name, place in places.items()}, self._device.buffer(end)
+        begins, buffer = self._routed
+        results = [
+            Result(name, self._outputs[name], reads[name].address or 0, *reads[name][1:], begins.get(name)) for name in names
+        ]
+        route = Route(self, self._device, moves, results, buffer, wanted)
+        self._routes.add(route)
+        return route
+
+    def _is_staged(self, name: str, read: _Read, wanted: str | None) -> bool:
+        """Say whether an output comes through pinned memory: it is small, or is cast on its way."""
+        element = self._outputs[name].element
+        return read.address is not None and (read.size < DIRECT or (element in FLOATS and wanted not in (None, element)))
 
     def read(self, values: Mapping[str, Any], rows: int | None, cut: frozenset[str], to: str, wanted: str | None) -> dict[str, Any]:
         """Return a run's outputs as the caller wants them.
@@ -305,23 +336,24 @@ class Bound:
             if name not in self._reads:  # what most runs ask for is found out once
                 self._reads[name] = self._reading(name, value, None)
             reads[name] = self._reads[name]
-        elements = {name: self._outputs[name].element for name in reads}
-        casts = {name for name, element in elements.items() if element in FLOATS and wanted not in (None, element)}
-        staged = {name for name, read in reads.items() if read.address is not None and (read.size < DIRECT or name in casts)}
+        staged = {name for name, read in reads.items() if self._is_staged(name, read, wanted)}
         self._reserve_results(sum(aligned(reads[name].size) for name in staged))
         found, end = {}, 0
-        for name, (address, shape, storage, size) in reads.items():
+        for name, (address, size, shape, storage) in reads.items():
             if address is None:
                 found[name] = self._trim(read_value(values[name]), name, rows, cut)
             elif name not in staged:
-                found[name] = whole = np.empty(shape, storage)
-                self._device.copy(whole.ctypes.data, address, size)
+                found[name] = np.empty(shape, storage)
             else:
                 found[name] = self._results[end : end + size].view(storage).reshape(shape)
                 if size:
                     self._device.copy(self._results_at + end, address, size)
                 end += aligned(size)
         self._device.wait()
+        for name in found.keys() - staged:
+            address, size, *_ = reads[name]
+            if address is not None:
+                self._device.copy_now(found[name].ctypes.data, address, size)
         for name, array in found.items():
             ended = finish(array, self._outputs[name], wanted)
             found[name] = self._own(ended, array) if name in staged else ended
@@ -333,7 +365,7 @@ class Bound:
         shape = tuple(value.shape()) if rows is None else (rows, *value.shape()[1:])
         storage = _storage(spec)
         host = spec.on_host and self._device.name != "cpu"
-        return _Read(None if host else value.data_ptr(), shape, storage, math.prod(shape) * storage.itemsize)
+        return _Read(None if host else value.data_ptr(), math.prod(shape) * storage.itemsize, shape, storage)
 
     def _reserve_results(self, size: int) -> None:
         """Have a buffer of some size for outputs."""
@@ -354,6 +386,8 @@ class Bound:
         """Let go of ONNX Runtime's session, and of all that it made; no CUDA call is made."""
         self.closed, self.captured = True, None
         self._values, self._fixed, self._views, self._reads = {}, {}, {}, {}
+        for route in self._routes:
+            route.forget()
         self._binding = self._session = None
 
     def close(self) -> None:
@@ -364,4 +398,7 @@ class Bound:
         self._staged = {}
         self._device.release(self._stage)
         self._device.release(self._results)
+        if self._routed is not None:
+            self._device.release(self._routed[1])
+        self._routed = None
         self._stage = self._results = np.empty(0, np.uint8)

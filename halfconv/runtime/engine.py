@@ -29,13 +29,15 @@ __all__ = ["Engine"]
 
 #: Signatures of requests whose way is remembered.
 MOST_WAYS = 256
+#: How often a route is looked for: not with the first request of a signature, as others may never come again.
+MOST_LOOKS = 4
 
 
 @dataclass(slots=True)
 class _Way:
     """How requests of one signature run: outputs, bucket or own shapes, what is cut, and what their inputs are.
 
-    The route through the graph is known once one of them has gone through it.
+    The route is known once one of them has run.
     """
 
     names: list[str]
@@ -46,13 +48,18 @@ class _Way:
     specs: Mapping[str, Spec]
     elements: Mapping[str, str]
     route: Route | None = None
+    looks: int = 0
 
 
 def _signature(feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> Any:
     """Return what decides how a request of plain numpy arrays runs; None for others."""
-    found: list[Any] = [outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)]
+    found: list[Any] = [outputs]
     if not isinstance(feeds, dict):
         return None
+    if outputs is not None and not isinstance(outputs, str):
+        if not isinstance(outputs, (list, tuple)) or not all(isinstance(name, str) for name in outputs):
+            return None
+        found = [tuple(outputs)]
     for name, array in feeds.items():
         if type(array) is not np.ndarray or array.dtype.kind not in "fiub":
             return None
@@ -151,17 +158,19 @@ class Engine:
             EnvironmentProblem: ONNX Runtime failed.
         """
         device = self._device
-        if device is None:
-            return None
-        way = self._ways.get(_signature(feeds, outputs))
-        if way is None or way.route is None:
+        way = None if device is None else self._ways.get(_signature(feeds, outputs))
+        route = None if way is None else way.route
+        if device is None or way is None or route is None:
             return None
         try:
-            return device.along(way.route, feeds)
+            return device.along(route, feeds)
         except HalfconvError:
             raise
         except Exception as error:
-            raise self._held.failure(error, None) from error
+            if route.bound.graph is not None:
+                raise self._held.failure(error, None) from error
+            way.route = None  # outputs may have other shapes than before: `run` finds out
+            return None
 
     def run(self, request: Request) -> dict[str, Any]:
         """Run a request.
@@ -190,8 +199,8 @@ class Engine:
             request.batch, request.bucket = way.batch, None if way.fit is None else way.fit.size
             if self._device is not None:
                 found = self._device.run(request, feeds, way.fit or way.exact, way.names, way.cut)
-                if request.graph and way.route is None and signature in self._ways:
-                    way.route = self._device.route(way.fit or way.exact, feeds, way.names)
+                if signature in self._ways and ticket is None and request.to == "numpy" and not self.loaded.recording:
+                    self._look_for_route(self._device, way, feeds)
             else:
                 found = self._on_host(request, feeds, way.fit, way.names, way.cut)
         except HalfconvError:
@@ -215,6 +224,18 @@ class Engine:
         exact = Fit(shapes, 0, 0, frozenset(), self._held.settings.graph is True, False)
         specs, elements = ({n: getattr(feed, part) for n, feed in feeds.items()} for part in ("spec", "element"))
         return feeds, _Way(names, fit, exact, cut, first[0] if first else None, specs, elements)
+
+    @staticmethod
+    def _look_for_route(device: OnDevice, way: _Way, feeds: Mapping[str, Feed]) -> None:
+        """Find a route for the next requests like one that just ran."""
+        route = way.route  # which other threads may drop
+        if route is not None and route.bound.closed:  # others' shapes took its place
+            way.route, way.looks = None, 0
+        if way.route is None and way.looks < MOST_LOOKS:
+            way.looks += 1
+            if way.looks > 1:
+                with contextlib.suppress(Exception):  # no memory for it, say: this request has its answer
+                    way.route = device.route(way.fit or way.exact, feeds, way.names)
 
     def _look(self, feeds: Mapping[str, Any]) -> dict[str, Feed]:
         match(feeds, self.inputs)
@@ -320,6 +341,10 @@ class Engine:
             UsageError: The model has inputs or outputs that are no tensors of numbers.
         """
         looked = self._look(feeds)
+        if self._held.passes:
+            raise UsageError(
+                f"output {self._held.passes!r} is an input, too, which ONNX Runtime does not copy", "run(), which returns it"
+            )
         if not self._held.tensors:
             raise UsageError("the model has inputs or outputs that are no tensors of numbers", "run(), which takes them")
         with self._lock:

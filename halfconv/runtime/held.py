@@ -109,6 +109,11 @@ class Held:
         )
 
     @property
+    def passes(self) -> str:
+        """The name of an input that is an output, too; "" if there is none."""
+        return next((name for name in self.inputs if name in self.outputs), "")
+
+    @property
     def forked(self) -> bool:
         """Whether this process is a child of the one that loaded the model."""
         return os.getpid() != self._pid
@@ -117,6 +122,8 @@ class Held:
         if not self.loaded.graph:
             found = [note for note in self.loaded.notes if note.startswith("no CUDA graphs: ")]
             return found[0].removeprefix("no CUDA graphs: ") if found else "not asked for"
+        if self.passes:
+            return f"output {self.passes!r} is an input, too, which ONNX Runtime does not copy"
         for side, specs in (("input", self.inputs), ("output", self.outputs)):
             for name, spec in specs.items():
                 if self.provider != "cpu" and spec.on_host and (side == "output" or spec.needed):

@@ -7,14 +7,15 @@ import io
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import EnvironmentProblem, InputError
 from .device import GATE, Stream
 from .placement import Placement, assigned, measured
-from .settings import CUDA, LEVELS, PROVIDERS, TENSORRT
+from .settings import CUDA, LEVELS, PROVIDERS, TENSORRT, digest
+from .tensorrt import EngineOptions, engine_folder, engine_options, unspeakable
 
 __all__ = ["Loaded", "Wishes", "load"]
 
@@ -43,6 +44,7 @@ class Wishes:
         options: ONNX Runtime's provider -> its options.
         graph: Whether CUDA graphs are wanted.
         strict: Whether no node may run on the CPU.
+        engine: How TensorRT builds its engines.
     """
 
     choices: tuple[str, ...]
@@ -53,6 +55,7 @@ class Wishes:
     options: Mapping[str, Mapping[str, str]] | None = None
     graph: bool = False
     strict: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
 
 class Loaded:
@@ -145,6 +148,8 @@ def _load(source: str | bytes, wishes: Wishes, choice: str) -> Loaded:
                 onnxruntime.preload_dlls()
     wishes = replace(wishes, graph=wishes.graph and choice == "cuda")
     notes: list[str] = []
+    if choice == "tensorrt":
+        wishes = _with_engine(source, wishes, onnxruntime.__version__, notes)
     folder = _folder(notes)
     stream = _stream(wishes) if wishes.graph else None
     try:
@@ -170,6 +175,23 @@ def _unusable(choice: str, found: str, *, ask: bool = True) -> EnvironmentProble
     return EnvironmentProblem(f"{choice} cannot be used: {found}", advice)
 
 
+def _with_engine(source: str | bytes, wishes: Wishes, version: str, notes: list[str]) -> Wishes:
+    """Add what TensorRT is told about its engines; the profile's options give way to it."""
+    engine = wishes.engine
+    if names := unspeakable(engine.shapes):
+        notes.append(f"TensorRT takes its shapes from the first inputs: {', '.join(names)} cannot be named in its options")
+    folder = None
+    if engine.cache is not None:
+        folder = engine_folder(engine, digest(source if isinstance(source, bytes) else Path(source)), version)
+        assert folder is not None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentProblem(f"TensorRT's cache {folder} cannot be made: {error.strerror}", "another folder") from None
+    given = wishes.options or {}
+    return replace(wishes, options={**given, TENSORRT: {**given.get(TENSORRT, {}), **engine_options(engine, folder)}})
+
+
 def _folder(notes: list[str]) -> str | None:
     try:
         return tempfile.mkdtemp(prefix="halfconv-")
@@ -181,7 +203,8 @@ def _folder(notes: list[str]) -> str | None:
 def _stream(wishes: Wishes) -> Stream | None:
     """Make a stream on which both copies and graphs run, one after the other; without one, ONNX Runtime makes its own."""
     try:
-        return Stream(wishes.device)
+        with GATE.shared():
+            return Stream(wishes.device)
     except (EnvironmentProblem, OSError, AttributeError):  # the session will tell what is wrong, if anything is
         return None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..errors import HalfconvError
+from ..errors import HalfconvError, UsageError
 from . import foreign
 from .arrays import Feed, look
 from .binding import Bound
@@ -61,6 +62,7 @@ class OnDevice:
         if held.loaded.stream is not None:
             device.share(held.loaded.stream)
         self._handed: set[str] = set()  # libraries that got outputs where they are
+        self._lent: weakref.WeakSet[Bound] = weakref.WeakSet()  # buffers that callers fill
 
     @property
     def graphs(self) -> tuple[GraphState, ...]:
@@ -128,18 +130,27 @@ class OnDevice:
             return found
 
     def route(self, fit: Fit, feeds: Mapping[str, Feed], names: Sequence[str]) -> Route | None:
-        """Return the way of requests like one that just ran, if it went through a graph and its batch was not padded."""
+        """Return the way of requests like one that just ran; None if its batch was padded, or each run has to be looked at."""
         with self._lock:
             bound = self._bounds.get(shapes_key(fit.shapes))
-        if bound is None or bound.captured is None or fit.rows != fit.size:
+        if bound is None or fit.rows != fit.size or (self._lane is not None) != (bound.captured is not None):
             return None
-        return bound.route(feeds, names, self._held.settings.output)
+        if self._held.passes:
+            return None
+        with bound.lock, GATE.shared():
+            return bound.route(feeds, names, self._held.settings.output)
 
     def along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
         """Run a request by its route; None if that cannot be now."""
         lane = self._lane
-        if lane is None or self._handed or self._held.loaded.recording:
+        if self._held.loaded.recording:
             return None
+        if lane is None:
+            with self._lock:
+                if route.bound.key in self._bounds:
+                    self._bounds.move_to_end(route.bound.key)
+            with route.bound.lock:
+                return self._along(route, feeds)
         if not lane.enter():
             return lane.call(lambda: self._along(route, feeds), None)
         try:
@@ -152,33 +163,38 @@ class OnDevice:
             return None
         try:
             with GATE:
+                if self._handed:
+                    self._drain("numpy")
                 return route.run(feeds)
         except BaseException:
             self._settle()
             raise
 
     def _settle(self) -> None:
-        """Wait for copies from the caller's memory that may be under way although their run failed."""
-        if self._device.shared:
-            with contextlib.suppress(HalfconvError):
-                self._device.wait()
+        """Wait for copies that may be under way although their run failed: their memory may be freed next."""
+        with contextlib.suppress(HalfconvError):
+            self._device.wait()
 
     def _plain(
         self, bound: Bound, request: Request, feeds: dict[str, Feed], names: list[str], cut: frozenset[str], rows: int | None
     ) -> dict[str, Any]:
         """Run through buffers, without a graph."""
         self._drain(request.to)
-        kept = bound.fill(feeds)
-        values = bound.run(names, options_of(request.ticket))
-        del kept
-        return bound.read(values, rows, cut, request.to, self._held.settings.output)
+        try:
+            kept = bound.fill(feeds)
+            values = bound.run(names, options_of(request.ticket))
+            del kept
+            return bound.read(values, rows, cut, request.to, self._held.settings.output)
+        except BaseException:
+            self._settle()
+            raise
 
     def _drain(self, to: str) -> None:
         """Wait for what other libraries do with outputs of runs before this one."""
         if to in ("torch", "cupy"):
             self._handed.add(to)
         if self._handed and self._held.provider != "cpu":
-            foreign.drain(self._handed, self._device.index)
+            foreign.drain(tuple(self._handed), self._device.index)
 
     def _through(
         self, request: Request, feeds: dict[str, Feed], fit: Fit, names: list[str], cut: frozenset[str], rows: int | None
@@ -227,11 +243,13 @@ class OnDevice:
         first everything lets go of it.
         """
         with self._lock:
-            bounds, self._bounds = [*self._bounds.values(), *more], OrderedDict()
+            bounds, self._bounds = [*self._bounds.values(), *self._lent, *more], OrderedDict()
+            self._lent.clear()
         for bound in bounds:
             bound.detach()
         self._held.without_graphs(why)
-        self._device.part()
+        with GATE.shared():
+            self._device.part()
         for bound in bounds:
             bound.close()
         with self._lock:  # only now: whoever waits for the lane finds a model
@@ -296,8 +314,12 @@ class OnDevice:
         def begin(graph: int | None) -> Bound:
             with GATE.shared():
                 bound = Bound(self._held.loaded.session, self._held.inputs, self._held.outputs, self._device, shapes, graph)
-                bound.fill(looked)
-                bound.learn()
+                try:
+                    bound.fill(looked)
+                    bound.learn()
+                except BaseException:
+                    self._settle()
+                    raise
             if graph is None:
                 self._replay(bound, None)
                 return bound
@@ -308,7 +330,9 @@ class OnDevice:
             return bound
 
         try:
-            return begin(graph) if self._lane is None else self._lane.call(lambda: begin(graph), None)
+            bound = begin(graph) if self._lane is None else self._lane.call(lambda: begin(graph), None)
+            self._lent.add(bound)
+            return bound
         except HalfconvError:
             raise
         except Exception as error:
@@ -338,6 +362,8 @@ class OnDevice:
     def _replay(self, bound: Bound, ticket: Ticket | None) -> None:
         if self._held.provider != "cpu":
             foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._held.settings.wishes.device)
+        if bound.closed:
+            raise UsageError(f"these buffers ended with the CUDA graphs: {self._held.no_graph}", "bind() anew")
         with GATE.shared() if bound.ready else GATE.exclusive():
             bound.replay((), options_of(ticket, bound.graph))
             bound.wait()

@@ -87,6 +87,8 @@ def installation_problems(found: Facts, provider: str) -> list[Problem]:
     anew = f"pip install {wanted}"
     if names:
         anew = f"pip uninstall -y {' '.join(wheel.name for wheel in found.wheels)}, then {anew}"
+    if provider == "tensorrt":
+        anew = f"{anew}, and the libraries of TensorRT that halfconv doctor --provider tensorrt then names"
     lacks = f"{found.package} {found.version} has no {_TITLES[provider]} provider" if NAMES[provider] not in found.built else ""
     if not names and not found.package and not found.error:
         return [Problem("no ONNX Runtime is installed", f"pip install {wanted}")]

@@ -1,4 +1,4 @@
-"""The shortest way of a request through a captured graph: all that does not depend on the inputs' elements is found out before.
+"""The shortest way of a request through a model's buffers: all that does not depend on the inputs' elements is found out before.
 
 A small model's graph takes 0.2 ms, of which a look at every input and output anew would be a tenth.
 """
@@ -13,12 +13,16 @@ import numpy as np
 
 from .arrays import FLOATS, Feed, Spec, cast_into, finish
 from .device import Device
-from .layout import DIRECT, aligned
+from .layout import DIRECT
 
 if TYPE_CHECKING:
     from .binding import Bound
 
 __all__ = ["Move", "Route"]
+
+
+#: Bytes of a page of memory, or a part of one.
+_PAGE = 4096
 
 
 class Move(NamedTuple):
@@ -41,32 +45,37 @@ class Move(NamedTuple):
     size: int
 
 
-class _Result(NamedTuple):
-    """How an output gets to the caller: through a view of the pinned buffer, or straight into memory of its own without one.
+class Result(NamedTuple):
+    """How an output gets to the caller.
 
-    It is kept as it is, or needs a cast to what the caller wants.
+    Attributes:
+        name: Its name.
+        spec: The output.
+        source: Its address on the device.
+        size: Bytes.
+        shape: Its dimensions.
+        storage: numpy's type that holds it.
+        begin: Where it lies in pinned memory; None if it goes straight into memory of its own.
     """
 
-    kept: bool
+    name: str
     spec: Spec
     source: int
     size: int
     shape: tuple[int, ...]
     storage: np.dtype[Any]
-    view: np.ndarray[Any, Any] | None
-    address: int
+    begin: int | None
 
 
 class Route:
-    """A way through a captured graph, for numpy arrays whose types and shapes are known.
+    """A way through a model's buffers, and its graph if there is one, for numpy arrays whose types and shapes are known.
 
     Args:
-        bound: The graph and its buffers.
+        bound: The buffers.
         device: Where they lie.
         moves: How inputs get there.
-        outputs: Outputs to return -> their address on the device, shape and storage type.
-        specs: The specs of all outputs.
-        buffer: Pinned memory that holds all outputs.
+        results: How outputs get to the caller.
+        buffer: Pinned memory of the bound, for those that are staged.
         wanted: The float type of outputs; None for the model's own.
     """
 
@@ -75,31 +84,34 @@ class Route:
         bound: Bound,
         device: Device,
         moves: Sequence[Move],
-        outputs: Mapping[str, tuple[int, tuple[int, ...], np.dtype[Any]]],
-        specs: Mapping[str, Spec],
+        results: Sequence[Result],
         buffer: np.ndarray[Any, Any],
         wanted: str | None,
     ):
-        self._bound, self._device, self._wanted = bound, device, wanted
+        self.bound, self._device, self._wanted = bound, device, wanted
         self._moves = [
             (move.spec.name, move, move.element == move.spec.element, move.element == move.spec.element and move.size >= DIRECT)
             for move in moves
         ]
-        self._results, end = [], 0
-        for name, (source, shape, storage) in outputs.items():
-            size = int(np.prod(shape, dtype=np.int64)) * storage.itemsize
-            spec = specs[name]
-            view = None
-            if size < DIRECT or (spec.element in FLOATS and wanted not in (None, spec.element)):
-                view = buffer[end : end + size].view(storage).reshape(shape)
-            kept = spec.element != "bfloat16" and (spec.element not in FLOATS or wanted in (None, spec.element))
-            self._results.append(_Result(kept, spec, source, size, shape, storage, view, buffer.ctypes.data + end))
-            end += 0 if view is None else aligned(size)
+        self._large = [result for result in results if result.begin is None]
+        self._small = []
+        for result in results:
+            if result.begin is not None:
+                view = buffer[result.begin : result.begin + result.size].view(result.storage).reshape(result.shape)
+                self._small.append((result, view, buffer.ctypes.data + result.begin))
+        self._names = [result.name for result in results]
+        kept = [r for r in results if r.spec.element != "bfloat16" and (r.begin is None or r.size < DIRECT)]
+        self._kept = {r.name for r in kept if r.spec.element not in FLOATS or wanted in (None, r.spec.element)}
+
+    def forget(self) -> None:
+        """Let go of all memory, once the bound is closed."""
+        self._moves, self._large, self._small = [], [], []
 
     @property
     def ready(self) -> bool:
-        """Whether the calling thread has captured its graph."""
-        return self._bound.captured == threading.get_ident()
+        """Whether it can be taken now: a graph, by the thread that captured it."""
+        bound = self.bound
+        return bound.settled if bound.graph is None else bound.captured == threading.get_ident()
 
     def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         """Run on inputs of the types and shapes that it was made for.
@@ -117,32 +129,35 @@ class Route:
         """
         device = self._device
         device.enter()
-        for name, move, same, large in self._moves:
-            array, address = feeds[name], move.address
-            if large and array.flags.c_contiguous:
-                address = array.ctypes.data
-            elif same:
+        for name, move, same, direct in self._moves:
+            array = feeds[name]
+            if direct and array.flags.c_contiguous:
+                device.copy_now(move.to, array.ctypes.data, move.size)
+                continue
+            if same:
                 np.copyto(move.staged, array)
             else:
                 cast_into(Feed(move.spec, array, move.element, array.shape), move.staged)
-            device.copy(move.to, address, move.size)
+            if move.to != move.address:
+                device.copy(move.to, move.address, move.size)
         if not device.shared:
             device.wait()
-        self._bound.launch()
-        found = {}
-        for result in self._results:
-            if result.view is not None:
-                device.copy(result.address, result.source, result.size)
-            else:
-                found[result.spec.name] = whole = np.empty(result.shape, result.storage)
-                device.copy(whole.ctypes.data, result.source, result.size)
+        self.bound.launch()
+        found: dict[str, Any] = {}
+        for result, _, address in self._small:
+            device.copy(address, result.source, result.size)
+        for result in self._large:
+            found[result.name] = whole = np.empty(result.shape, result.storage)
+            whole.reshape(-1)[:: _PAGE // whole.itemsize] = 0  # the system maps its pages while the device works
         device.wait()
-        ended: dict[str, Any] = {}
-        for result in self._results:
-            name, view = result.spec.name, result.view
-            if result.kept:
-                ended[name] = found[name] if view is None else view.copy()
+        for result in self._large:
+            device.copy_now(found[result.name].ctypes.data, result.source, result.size)
+            if result.name not in self._kept:
+                found[result.name] = finish(found[result.name], result.spec, self._wanted)
+        for result, view, _ in self._small:
+            if result.name in self._kept:
+                found[result.name] = view.copy()
                 continue
-            array = finish(found[name] if view is None else view, result.spec, self._wanted)
-            ended[name] = array if view is None or array.base is None else np.array(array)
-        return ended
+            array = finish(view, result.spec, self._wanted)
+            found[result.name] = array if array.base is None else np.array(array)
+        return found if not self._large else {name: found[name] for name in self._names}

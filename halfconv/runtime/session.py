@@ -34,6 +34,7 @@ from .on_device import GraphState
 from .placement import Placement
 from .settings import PROVIDERS, Profile, find_profile
 from .surface import check_surface, known_shapes, made_up
+from .tensorrt import EngineOptions
 
 __all__ = ["RunFuture", "Session"]
 
@@ -76,6 +77,7 @@ class Session:
         cuda_graph: True for CUDA graphs of all shapes, False for none; None for `buckets`, and as the profile says.
         cache: How many sets of shapes keep buffers on the GPU; also the most CUDA graphs.
         strict: Refuse a model of which any node would run on the CPU, although another provider is used.
+        engine: How TensorRT builds its engines, and where it keeps them.
         workers: Threads that `run_async` and `arun` run on.
         on_run: Called with a `RunRecord` after each run; one callable or several.
 
@@ -99,6 +101,7 @@ class Session:
         cuda_graph: bool | None = None,
         cache: int = 16,
         strict: bool = False,
+        engine: EngineOptions | None = None,
         workers: int = 4,
         on_run: Hook | Sequence[Hook] | None = None,
     ):
@@ -115,7 +118,11 @@ class Session:
         self._hooks = hooks_of(on_run)
         self._workers = workers
         self._settings = Settings(
-            Wishes((), device_id, memory_limit, threads, strict=strict), buckets, cuda_graph, cache, float_type(output)
+            Wishes((), device_id, memory_limit, threads, strict=strict, engine=engine or EngineOptions()),
+            buckets,
+            cuda_graph,
+            cache,
+            float_type(output),
         )
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -149,7 +156,10 @@ class Session:
         choices = (self._provider,) if self._provider != "auto" else known or ("cuda", "cpu")
         wanted = self._settings.graph
         graph = wanted if wanted is not None else bool(self._settings.buckets or any(b.cuda_graph for b in profile.buckets))
-        return replace(self._settings.wishes, choices=choices, level=profile.level, options=profile.options, graph=graph)
+        wishes = replace(self._settings.wishes, choices=choices, level=profile.level, options=profile.options, graph=graph)
+        if profile.buckets and not wishes.engine.shapes:
+            wishes = replace(wishes, engine=replace(wishes.engine, shapes=[bucket.inputs for bucket in profile.buckets]))
+        return wishes
 
     # What it is
 

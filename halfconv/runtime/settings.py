@@ -20,12 +20,13 @@ from typing import Any
 from ..errors import InputError, ProfileWarning
 from .session_server import CPU, LEVELS
 
-__all__ = ["CPU", "CUDA", "LEVELS", "PROVIDERS", "Bucket", "Profile", "find_profile", "read_profile"]
+__all__ = ["CPU", "CUDA", "LEVELS", "PROVIDERS", "Bucket", "Profile", "digest", "find_profile", "read_profile"]
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 #: What callers say -> ONNX Runtime's providers, best first.
 PROVIDERS: Mapping[str, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}
-#: Options that a profile may set: those that change speed. Others hold addresses, paths or the device, which no file may say.
+#: Options that a profile may set: those that change speed. Others hold addresses, paths or the device, which no file may say, or
+#: choose a precision, which the model says.
 OPTIONS: Mapping[str, frozenset[str]] = {
     CPU: frozenset(),
     CUDA: frozenset({
@@ -34,10 +35,9 @@ OPTIONS: Mapping[str, frozenset[str]] = {
         "sdpa_kernel", "tunable_op_enable", "tunable_op_tuning_enable", "use_ep_level_unified_stream", "use_tf32",
     }),
     TENSORRT: frozenset({
-        "trt_bf16_enable", "trt_builder_optimization_level", "trt_context_memory_sharing_enable", "trt_cuda_graph_enable",
-        "trt_fp16_enable", "trt_layer_norm_fp32_fallback", "trt_max_partition_iterations", "trt_max_workspace_size",
-        "trt_min_subgraph_size", "trt_profile_max_shapes", "trt_profile_min_shapes", "trt_profile_opt_shapes",
-        "trt_sparsity_enable",
+        "trt_builder_optimization_level", "trt_context_memory_sharing_enable", "trt_cuda_graph_enable",
+        "trt_max_partition_iterations", "trt_max_workspace_size", "trt_min_subgraph_size", "trt_profile_max_shapes",
+        "trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_sparsity_enable",
     }),
 }  # fmt: skip
 #: Bytes of a profile that are read; a longer one is none.
@@ -117,7 +117,7 @@ def find_profile(model: Path | bytes, profile: str | Path | bool | None) -> Prof
         found = read_profile(json.loads(text) if len(text) <= LONGEST else None)
     except (ValueError, RecursionError):
         return _refused(path, "it is not of the form that halfconv writes", named)
-    if found.sha256 != _digest(model):
+    if found.sha256 != digest(model):
         return _refused(path, "it is another model's (its SHA-256 differs)", named)
     return found
 
@@ -148,7 +148,8 @@ def _stamped(model: Path) -> bool:
         return False
 
 
-def _digest(model: Path | bytes) -> str:
+def digest(model: Path | bytes) -> str:
+    """Return a model's SHA-256."""
     if isinstance(model, bytes):
         return hashlib.sha256(model).hexdigest()
     with model.open("rb") as stream:
@@ -174,7 +175,7 @@ def read_profile(content: Any) -> Profile:
         name, given = (entry.get("name"), entry.get("options")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(given, dict):
             raise ValueError("no provider")
-        options[name] = {key: _text(value) for key, value in given.items() if key in OPTIONS.get(name, ())}
+        options[name] = {key: _text(value, name) for key, value in given.items() if key in OPTIONS.get(name, ())}
         if left := sorted(set(given) - set(options[name])):
             notes.append(
                 f"the profile's options of {name} that no profile may set, or that are unknown, are left out: {', '.join(left)}"
@@ -193,8 +194,9 @@ def read_profile(content: Any) -> Profile:
     )
 
 
-def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
+def _text(value: Any, provider: str) -> str:
+    """Return an option's value as a provider takes it: TensorRT's truth values are ``True`` and ``False``."""
+    return str(int(value)) if isinstance(value, bool) and provider != TENSORRT else str(value)
 
 
 def _bucket(entry: Any) -> Bucket:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from halfconv.runtime import held
 from halfconv.runtime.binding import Bound
 from halfconv.runtime.buckets import Buckets
 from halfconv.runtime.engine import Engine
-from halfconv.runtime.held import Request
+from halfconv.runtime.held import Request, Settings
+from halfconv.runtime.loading import Wishes
 from halfconv.runtime.settings import Bucket, Profile
 from tests.runtime import models
 
@@ -345,23 +348,30 @@ def arrays(kind: str, count: int, width: int) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("width", [4, 40_000])  # small arrays are staged, large ones are copied from and to the caller's memory
 @pytest.mark.parametrize("output", [None, "float32", "bfloat16"])
-def test_a_request_that_was_there_before_gets_the_same(monkeypatch: pytest.MonkeyPatch, width: int, output: str | None) -> None:
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_request_that_was_there_before_gets_the_same(
+    monkeypatch: pytest.MonkeyPatch, width: int, output: str | None, graphs: bool
+) -> None:
     text = f"g (float16[n, {width}] x, float16[n, {width}] z) => (float16[n, {width}] y, float16[n] s) <int64[1] ax = {{1}}> {{\n"
     source = models.model(text + "y = Add(x, z)\n s = ReduceMax<keepdims = 0>(y, ax) }", 18)
-    fast, slow = models.with_graphs(monkeypatch, source, graph=True, output=output), models.on_host(source, output=output)
+    slow = Engine(source, Profile(), Settings(Wishes(("cpu",)), output=output))
+    make = functools.partial(models.with_graphs, monkeypatch, graph=True) if graphs else models.on_host
+    fast = make(source, output=output)
+    assert slow._device is None and fast._device is not None
     kept = []
     for kind in ("plain", "strided", "fortran"):
         for element in (np.float16, np.float32, np.float64):
             for names in (None, ["s"], ["s", "y"]):
-                for _ in range(3):
+                for _ in range(4):
                     feeds = {"x": arrays(kind, 3, width).astype(element), "z": arrays(kind, 3, width).astype(np.float16)}
-                    kept.append((fast.run(Request(feeds, names)), slow.run(Request(feeds, names))))
+                    found = fast.again(feeds, names)
+                    kept.append((found or fast.run(Request(feeds, names)), slow.run(Request(feeds, names))))
+                assert (found is not None) == (graphs or names != ["s"])  # a graph makes all outputs anyway
     for have, want in kept:  # nothing was written over
         assert list(have) == list(want)
         for name, value in want.items():
             assert have[name].dtype == value.dtype
             np.testing.assert_array_equal(have[name].view(np.uint8), np.ascontiguousarray(value).view(np.uint8))
-    assert sum(way.route is not None for way in fast._ways.values()) >= 9
     fast.close()
     slow.close()
 
@@ -373,9 +383,33 @@ def test_a_route_refuses_what_does_not_fit_and_goes_on(monkeypatch: pytest.Monke
     (way,) = engine._ways.values()
     assert way.route is not None
     with pytest.raises(halfconv.InputError, match="finite numbers beyond float16"):
-        engine.run(Request({"x": np.full((3, 4), 1e6, np.float32)}))
+        engine.again({"x": np.full((3, 4), 1e6, np.float32)}, None)
+    x = rows(3)
+    found = engine.again({"x": x}, None)
+    assert found is not None and (found["y"] == x.astype(np.float16) ** 2).all()
+    engine.close()
+
+
+@pytest.mark.parametrize("declared", ["m", "n"])  # with "n", the model says what is not so
+def test_outputs_of_other_shapes_than_the_model_says(declared: str) -> None:
+    text = f"g (float[n] x) => (float[{declared}] y) <float zero = {{0}}> {{ c = Greater(x, zero) y = Compress<axis = 0>(x, c) }}"
+    engine = models.on_host(models.model(text))
+    for count in (3, 3, 3, 3, 3, 2, 3, 3):
+        x = np.array([1.0, 2.0, 3.0], np.float32) if count == 3 else np.array([-1.0, 2.0, 3.0], np.float32)
+        found = engine.again({"x": x}, None) or engine.run(Request({"x": x}))
+        assert found["y"].tolist() == x[x > 0].tolist()
+    engine.close()
+
+
+def test_a_route_waits_until_arrays_on_a_device_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.on_host(models.squares())
     for _ in range(3):
-        assert check(engine, rows(3)).graph
+        check(engine, rows(3))
+    (bound,) = engine._device._bounds.values()  # type: ignore[union-attr]
+    bound._elsewhere.add("x")  # as after a run on memory of another library's
+    assert engine.again({"x": rows(3)}, None) is None
+    check(engine, rows(3))
+    assert engine.again({"x": rows(3)}, None) is not None
     engine.close()
 
 
@@ -385,4 +419,87 @@ def test_padded_batches_take_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
         check(engine, rows(count))
     routes = {signature[3]: way.route is not None for signature, way in engine._ways.items()}
     assert routes == {(3, 4): False, (4, 4): True}
+    engine.close()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_an_output_that_is_an_input_is_returned(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
+    """ONNX Runtime does not write it into a buffer that is bound to the output."""
+    source = models.model("g (float[n] x) => (float[n] x, float[n] y) { y = Neg(x) }")
+    engine = models.with_graphs(monkeypatch, source, graph=True) if graphs else models.on_host(source)
+    for value in range(1, 7):
+        x = np.full(3, value, np.float32)
+        found = engine.again({"x": x}, None) or engine.run(Request({"x": x}))
+        assert found["x"].tolist() == [value] * 3 and found["y"].tolist() == [-value] * 3
+    with pytest.raises(halfconv.UsageError, match=r"output 'x' is an input, too.*try: run\(\)"):
+        engine.bind({"x": x})
+    engine.close()
+
+
+def test_shapes_that_lose_their_buffers_find_a_route_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.on_host(models.squares(), cache=2)
+    for _ in range(2):
+        for _ in range(4):
+            check(engine, rows(3))
+        assert engine.again({"x": rows(3)}, None) is not None
+        for count in (4, 5, 6):
+            check(engine, rows(count))
+    hot = rows(3)
+    for _ in range(3):
+        check(engine, rows(3))
+    for count in (7, 8, 9, 10):  # a shape that is in use stays
+        assert engine.again({"x": hot}, None) is not None
+        check(engine, rows(count))
+    engine.close()
+
+
+def test_routes_of_buffers_that_are_gone_hold_no_memory() -> None:
+    engine = models.on_host(models.squares(), cache=2)
+    for count in range(1, 20):
+        for _ in range(4):
+            check(engine, rows(count))
+    gone = [way.route for way in engine._ways.values() if way.route is not None and way.route.bound.closed]
+    assert gone and not any(route._moves or route._small or route._large for route in gone)
+    engine.close()
+
+
+def test_outputs_that_are_no_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), graph=True)
+    for wrong in (5, [["y"]], ["y", 3]):
+        assert engine.again({"x": rows(3)}, wrong) is None  # type: ignore[arg-type]
+        with pytest.raises(halfconv.InputError, match=r"outputs is a int|the model has no output"):
+            engine.run(Request({"x": rows(3)}, wrong))  # type: ignore[arg-type]
+    assert list(engine.run(Request({"x": rows(3)}, ["y", "y"]))) == ["y"]
+    engine.close()
+
+
+def test_buffers_that_callers_fill_end_with_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), graph=True)
+    bound = engine.bind({"x": rows(3).astype(np.float16)})
+    engine.run_bound(bound, None)
+    assert engine._device is not None
+    engine._device._give_up("a capture failed")
+    with pytest.raises(
+        halfconv.UsageError, match=r"these buffers ended with the CUDA graphs: a capture failed; try: bind\(\) anew"
+    ):
+        engine.run_bound(bound, None)
+    check(engine, rows(3))
+    engine.unbind(bound)
+    engine.close()
+
+
+def test_routes_that_others_drop_do_not_break_a_run() -> None:
+    """Many threads share a signature whose outputs have changing shapes, so that its route comes and goes."""
+    text = "g (float[n] x) => (float[m] y) <float zero = {0}> { c = Greater(x, zero) y = Compress<axis = 0>(x, c) }"
+    engine = models.on_host(models.model(text))
+
+    def work(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(60):
+            x = random.choice(np.array([-1, 1], np.float32), 3) * np.arange(1, 4, dtype=np.float32)
+            found = engine.again({"x": x}, None) or engine.run(Request({"x": x}))
+            assert found["y"].tolist() == x[x > 0].tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
     engine.close()
