@@ -518,7 +518,7 @@ def test_rules_and_options_are_named() -> None:
         name for command in cli.commands.values() for option in command.params for name in (*option.opts, *option.secondary_opts)
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", readme))
-    assert named <= known | {"--halfconv-update", "--ignore-scripts"}  # pytest's, from the plugin, and npm's
+    assert named <= known | {"--halfconv-update", "--ignore-scripts", "--nproc-per-node"}  # of pytest's plugin, npm and torchrun
     assert {name for name in known if name.startswith(("--block", "--allow", "--half", "--keep"))} <= named
 
 
