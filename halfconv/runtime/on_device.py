@@ -161,14 +161,14 @@ class OnDevice:
     def _along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
         if not route.ready:
             return None
-        try:
-            with GATE:
-                if self._handed:
-                    self._drain("numpy")
+        with GATE:
+            if self._handed:
+                self._drain("numpy")
+            try:
                 return route.run(feeds)
-        except BaseException:
-            self._settle()
-            raise
+            except BaseException:
+                self._settle()
+                raise
 
     def _settle(self) -> None:
         """Wait for copies that may be under way although their run failed: their memory may be freed next."""
