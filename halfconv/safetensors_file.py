@@ -7,7 +7,7 @@ without gaps, as its own documentation says. ONNX refers to a tensor by file, of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from halfconv.errors import UsageError
 from halfconv.graph.blocks import blocks
 
-__all__ = ["write_safetensors"]
+__all__ = ["file_start", "write_safetensors"]
 
 #: ONNX's element types -> those of safetensors.
 TYPES = {
@@ -28,6 +28,30 @@ TYPES = {
 }  # fmt: skip
 #: Where the tensors may begin, so that a system can map them into memory.
 ALIGNMENT = 4096
+
+
+def file_start(
+    entries: Iterable[tuple[str, str, list[int], int]], alignment: int, metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[int]]:
+    """Return what a file begins with, and where each tensor lies behind that.
+
+    Args:
+        entries: (name, safetensors' type, shape, bytes) of the tensors, one behind the other.
+        alignment: The first tensor begins at a multiple of so many bytes.
+        metadata: Texts to keep with them.
+
+    Returns:
+        The length and the header; the places.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    places, end = [], 0
+    for name, kind, shape, size in entries:
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+        places.append(end)
+        end += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(len(text) + 8) % alignment)
+    return len(text).to_bytes(8, "little") + text, places
 
 
 def write_safetensors(
@@ -49,22 +73,17 @@ def write_safetensors(
         UsageError: safetensors has no such element type.
         OSError: The disk is full, or cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "onnx"}}
-    places, end = [], 0
+    entries = []
     for wanted, tensor in tensors:
         if tensor.dtype not in TYPES:
             raise UsageError(f"safetensors has no type {tensor.dtype.name}, which '{wanted}' has", "--data-format onnx")
-        shape = [int(size) for size in tensor.shape.numpy()]
-        header[wanted] = {"dtype": TYPES[tensor.dtype], "shape": shape, "data_offsets": [end, end + tensor.nbytes]}
-        places.append(end)
-        end += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    begin = 8 + len(text)
+        entries.append((wanted, TYPES[tensor.dtype], [int(size) for size in tensor.shape.numpy()], tensor.nbytes))
+    start, places = file_start(entries, ALIGNMENT, {"format": "onnx"})
+    begin = len(start)
     path = folder / name
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(begin + end)
+        file.write(start)
+        file.truncate(begin + sum(tensor.nbytes for _, tensor in tensors))
 
     def write(number: int) -> None:
         tensor = tensors[number][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -9,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import halfconv
-from halfconv.cli import main
 from halfconv.errors import CheckFailed
+from tests.commands import Run, run_here
 
 PROFILE = "m.fp16.onnx.profile.json"
-
-
-@dataclass(frozen=True)
-class Run:
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -37,17 +30,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fold
     """Run a command in `folder`, in this process."""
     monkeypatch.chdir(folder)
 
-    def run(*arguments: object) -> Run:
-        capfd.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return Run(code, out, err)
-
-    return run
+    return functools.partial(run_here, capfd)
 
 
 @pytest.fixture

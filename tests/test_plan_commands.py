@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 import pytest
 
-from halfconv.cli import main
+from tests.commands import Run, run_here
 from tests.graph import model
 from tests.renaming import renamed
 from tests.test_schemas import strict, validate
@@ -25,27 +26,13 @@ GRAPH = (
 )
 
 
-class Run(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., Run]:
     """Run a command in a folder that holds a model and two plans of it."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "100")
 
-    def run(*arguments: object) -> Run:
-        capfd.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Run(code, *capfd.readouterr())
-
+    run = functools.partial(run_here, capfd)
     ir.save(model(GRAPH), "m.onnx")
     for name, options in (("a", ()), ("b", ("--block-op", "Tanh", "--block-op", "ArgMax", "--target", "cuda"))):
         assert run("convert", "m.onnx", "-o", f"{name}.onnx", "--no-check", "--save-plan", f"{name}.json", *options).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -20,9 +21,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from halfconv.cli import main
 from tests import zoo
-from tests.test_cli import Run, listing
+from tests.commands import Run, run_here
+from tests.test_cli import listing
 from tests.test_validate import FLOAT, SCHEMA, half_of, node, save, scalar
 
 
@@ -33,17 +34,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fold
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: object) -> Run:
-        capfd.readouterr()
-        code = 0
-        try:
-            main(["validate", *(str(argument) for argument in arguments)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return Run(code, out, err)
-
-    return run
+    return functools.partial(run_here, capfd, "validate")
 
 
 Cli = Callable[..., Run]

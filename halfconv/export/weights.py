@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfconv.errors import InputError
+from halfconv.safetensors_file import file_start
 
 if TYPE_CHECKING:
     import torch
@@ -70,18 +71,13 @@ def safetensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     import torch
 
     names = {value: key for key, value in TYPES.items()}
-    header: dict[str, Any] = {}
-    parts, end = [], 0
+    entries, parts = [], []
     for name, tensor in tensors.items():
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        part = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-        kind = names[str(tensor.dtype).removeprefix("torch.")]
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end + len(part)]}
-        parts.append(part)
-        end += len(part)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+        parts.append(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        entries.append((name, names[str(tensor.dtype).removeprefix("torch.")], list(tensor.shape), len(parts[-1])))
+    start, _ = file_start(entries, alignment=8)
+    return b"".join([start, *parts])
 
 
 def _read_saved(path: Path) -> dict[str, torch.Tensor]:

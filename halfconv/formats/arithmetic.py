@@ -35,8 +35,7 @@ def add(
         UsageError: The rounding is unknown, or stochastic without a generator.
 
     Sources: IEEE 754-2019, 5.1 and 6.3; D. Knuth, The Art of Computer Programming 2, 4.2.2; S. Boldo and G. Melquiond, "Emulation
-        of
-    a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
+    of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
     """
     left, right = round_to(a, format), round_to(b, format)
     with np.errstate(invalid="ignore"):  # inf − inf

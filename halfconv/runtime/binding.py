@@ -229,7 +229,11 @@ class Bound:
         """Run what `fill` bound without the graph, to see the outputs' shapes, and bind buffers of these shapes."""
         if not self._fixed:
             self.run(list(self._outputs))
-            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in self._seen.items()}
+            self._fix()
+
+    def _fix(self) -> None:
+        """Make buffers for outputs of the shapes that were seen last."""
+        self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in self._seen.items()}
 
     def replay(self, names: Sequence[str], options: Any = None) -> dict[str, Any]:
         """Run on what `fill` bound into fixed outputs, once `learn` made them: a graph, which a thread's first call captures.
@@ -287,7 +291,7 @@ class Bound:
         if any(feed.shape != self.shapes[name] or not self._addresses[name][2] for name, feed in feeds.items()):
             return None
         if not self._fixed:
-            self._fixed = {name: self._new(self._outputs[name], shape) for name, shape in self._seen.items()}
+            self._fix()
         reads = {name: self._reading(name, self._fixed[name], None) for name in self._outputs}
         if not all(read.size for read in reads.values()):
             return None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import pytest
 torch = pytest.importorskip("torch")
 ort = pytest.importorskip("onnxruntime")
 
-from halfconv.cli import main  # noqa: E402
 from halfconv.export.weights import read_weights, safetensors_bytes  # noqa: E402
+from tests.commands import run_here  # noqa: E402
 from tests.export.factories import Net, Several  # noqa: E402
 from tests.test_schemas import strict, validate  # noqa: E402
 
@@ -25,29 +25,12 @@ HERE = "tests.export.factories"
 IMAGE = "image=float32[batch,1,8,8]"
 
 
-@dataclass(frozen=True)
-class Run:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     """Run a command in `folder`, in this process."""
     monkeypatch.chdir(folder)
 
-    def run(*arguments: object) -> Run:
-        capfd.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return Run(code, out, err)
-
-    return run
+    return functools.partial(run_here, capfd)
 
 
 def shapes(path: Path) -> dict[str, list[Any]]:

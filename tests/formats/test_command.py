@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfconv.cli import main
 from halfconv.errors import UsageError
 from halfconv.formats import FORMATS, describe
 from halfconv.formats.describe import read_number
+from tests.commands import run_here
 from tests.test_schemas import strict, validate
 
 Answer = Callable[..., tuple[int, str, str]]
@@ -24,17 +25,7 @@ Answer = Callable[..., tuple[int, str, str]]
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Answer:
     monkeypatch.setenv("COLUMNS", "100")
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = 0
-        try:
-            main(["formats", *arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return functools.partial(run_here, capfd, "formats")
 
 
 def rows(out: str, name: str) -> list[str]:
