@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from halfconv.errors import UsageError
+from halfconv.html_option import check_html, html_option, write_html
 from halfconv.terminal import console, json_option, print_json, progress
 
 __all__ = ["bench"]
@@ -38,11 +39,12 @@ def _numbers(_: click.Context, option: click.Parameter, text: str) -> list[int]:
 @click.option("--threads", type=click.IntRange(1), help="Threads that compute on the CPU.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of made-up inputs.")
 @click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the table as Markdown, too.")
+@html_option
 @json_option  # fmt: skip
 def bench(
     models: tuple[Path, ...], batches: list[int], samples: str | None, provider: str, device: int, profile: bool, tune: bool,
     seconds: float, engine_cache: Path | None, builder_level: int | None, threads: int | None, seed: int, markdown: Path | None,
-    as_json: bool,
+    html: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MODELs side by side: latency, throughput, memory, and where their nodes run.
 
@@ -57,6 +59,7 @@ def bench(
     engine = EngineOptions(engine_cache, builder_level)
     if tune and not profile:
         raise UsageError("--tune writes profiles, which --no-profile leaves out", "one of them")
+    check_html(html, {"--markdown": markdown}, models)
     with progress(as_json, f"measuring {len(models)} models") as on_progress:
         searches = []
         if tune:
@@ -77,6 +80,12 @@ def bench(
         from halfconv.storage import atomic_text
 
         atomic_text(markdown, as_markdown(report))
+    if html is not None:
+        from halfconv.report.html.bench import bench_view
+
+        files = {**{f"model {number}": model for number, model in enumerate(models, 1)}, "samples": Path(samples) if samples else None}
+        seeds = {} if samples else {"made-up inputs": seed}
+        write_html(html, lambda origin: bench_view(report.to_dict(), origin), files, seeds)
     if as_json:
         print_json({**report.to_dict(), "tuned": [asdict(search) for search in searches]})
     else:

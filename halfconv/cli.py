@@ -14,9 +14,10 @@ import click
 from halfconv import __version__
 from halfconv.bench_command import bench
 from halfconv.config import find_options
-from halfconv.errors import HalfconvError
+from halfconv.errors import CheckFailed, HalfconvError
 from halfconv.export_command import export
 from halfconv.formats_command import formats
+from halfconv.html_option import COMMAND, check_html, html_option
 from halfconv.plan_commands import diff, explain, plan_option
 from halfconv.terminal import Size
 from halfconv.terminal import console as _console
@@ -114,8 +115,10 @@ class _Group(click.Group):
     """Reads the configuration file before a command's own options."""
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
+        given = list(args)
         asks_for_help = any(argument in ("-h", "--help", "--version") for argument in args)
         context = super().make_context(info_name, args, *more, **extra)
+        context.meta[COMMAND] = given
         if not asks_for_help:  # which a broken file must not prevent
             context.default_map = self._defaults()
         return context
@@ -215,6 +218,7 @@ def inspect(
 @plan_option("Replay a saved plan, on the same model or on one of the same structure.")
 @click.option("--save-plan", type=click.Path(path_type=Path), help="Write the precision plan as JSON.")
 @_data_options
+@html_option
 @_json_option
 def convert(
     model: Path,
@@ -241,11 +245,14 @@ def convert(
     time_limit: float | None,
     force_failed: Path | None,
     seed: int,
+    html: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Convert MODEL to half precision."""
     from halfconv.pipeline import convert as run
+
+    check_html(html, {"-o": output, "--save-plan": save_plan, "--save-ranges": save_ranges, "--force-failed": force_failed}, (model,))
 
     half_names, keep_names = _names(half_io), _names(keep_io)
     context = click.get_current_context()
@@ -254,18 +261,27 @@ def convert(
         half_names = [] if "*" in keep_names else [name for name in half_names if name not in keep_names]
     if "*" in half_names and "*" in keep_names:
         raise click.UsageError("--half-io and --keep-io contradict each other; try: one of them, or name the exceptions")
+    from halfconv.html_option import write_convert_page, write_failed_page
+
     with _progress(as_json, f"converting {model.name}") as on_progress:
-        result = run(
-            model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, shard_size=shard_size,
-            data_format=data_format, save_plan=save_plan, allow_links=allow_links,
-            half_io=True if "*" in half_names else [name for name in half_names if name != "*"],
-            keep_io=[name for name in keep_names if name != "*"],
-            block_ops=options["block_op"], block_nodes=options["block_node"], block_scopes=options["block_scope"],
-            block_patterns=options["block_pattern"], allow_ops=options["allow_op"], allow_nodes=options["allow_node"],
-            block_list=options["block_list"], samples=samples, tolerance=list(tolerance) or None, tolerance_file=tolerance_file,
-            metrics=metric, ranges=ranges, save_ranges=save_ranges, repair=repair, time_limit=time_limit,
-            force_failed=force_failed, seed=seed, plan=plan, on_progress=on_progress,
-        )  # fmt: skip
+        try:
+            result = run(
+                model, output, to=to, target=target, fuse=fuse, check=check, external_data=external_data, shard_size=shard_size,
+                data_format=data_format, save_plan=save_plan, allow_links=allow_links,
+                half_io=True if "*" in half_names else [name for name in half_names if name != "*"],
+                keep_io=[name for name in keep_names if name != "*"],
+                block_ops=options["block_op"], block_nodes=options["block_node"], block_scopes=options["block_scope"],
+                block_patterns=options["block_pattern"], allow_ops=options["allow_op"], allow_nodes=options["allow_node"],
+                block_list=options["block_list"], samples=samples, tolerance=list(tolerance) or None, tolerance_file=tolerance_file,
+                metrics=metric, ranges=ranges, save_ranges=save_ranges, repair=repair, time_limit=time_limit,
+                force_failed=force_failed, seed=seed, plan=plan, on_progress=on_progress,
+            )  # fmt: skip
+        except CheckFailed as error:
+            if html is not None and error.study is not None:
+                write_failed_page(html, model, error.study, samples, seed, allow_links)
+            raise
+        if html is not None:
+            write_convert_page(html, model, result, samples, seed, allow_links)
     if as_json:
         _print_json(result.to_dict())
         return
@@ -289,6 +305,7 @@ def convert(
 @click.option("--layers", is_flag=True, help="Compare every value inside, too, and say which drift most.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write a JUnit file, one case per output.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write Markdown, as for a CI step summary.")
+@html_option
 @_links_option
 @click.option("--baseline", type=click.Path(path_type=Path), help="Fail where drift has grown against this committed file.")
 @click.option("--update-baseline", is_flag=True, help="Write the baseline instead of comparing with it.")
@@ -306,6 +323,7 @@ def validate(
     layers: bool,
     junit: Path | None,
     markdown: Path | None,
+    html: Path | None,
     allow_links: Path | None,
     baseline: Path | None,
     update_baseline: bool,
@@ -319,13 +337,21 @@ def validate(
         raise click.UsageError("--update-baseline needs the file; try: --baseline drift.json --update-baseline")
     written = {"--junit": junit, "--markdown": markdown, "--baseline": baseline if update_baseline else None}
     check_report_files(written, (reference, candidate))
+    check_html(html, written, (reference, candidate))
     with _progress(as_json, f"validating {candidate.name}") as on_progress:
         report = run(
             reference, candidate, samples=samples, count=count, seed=seed, on=on, tolerance=list(tolerance), metrics=metric,
-            tolerance_file=tolerance_file, layers=layers, baseline=None if update_baseline else baseline,
+            tolerance_file=tolerance_file, layers=layers or html is not None, baseline=None if update_baseline else baseline,
             allow_links=allow_links, on_progress=on_progress,
         )  # fmt: skip
     write_reports(report, junit=junit, markdown=markdown, baseline=written["--baseline"], compared=baseline is not None)
+    if html is not None:
+        from halfconv.html_option import write_html
+        from halfconv.report.html.validate import validate_view
+
+        files = {"reference": reference, "candidate": candidate, "samples": Path(samples) if samples else None}
+        seeds = {} if samples else {"made-up samples": seed}
+        write_html(html, lambda origin: validate_view(report.to_dict(), origin), files, seeds)
     if as_json:
         _print_json(report.to_dict())
     else:

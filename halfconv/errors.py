@@ -74,9 +74,24 @@ class PoolFull(HalfconvError):
 
 
 class CheckFailed(HalfconvError):
-    """The converted model did not pass its checks; no output is left."""
+    """The converted model did not pass its checks; no output is left.
+
+    Attributes:
+        study: What is known of it (`halfconv.result.FailedConvert`), for a report; None if nothing is.
+    """
 
     exit_code = 1
+
+    def __init__(self, found: str, advice: str = "", study: object = None):
+        """Build the one-line message; see `HalfconvError`.
+
+        Args:
+            found: What was found, and where.
+            advice: What to do about it.
+            study: What is known of the model that failed.
+        """
+        super().__init__(found, advice)
+        self.study = study
 
 
 class ProfileWarning(UserWarning):

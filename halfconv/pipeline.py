@@ -21,9 +21,10 @@ from halfconv.precision.formats import FORMATS
 from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.rewrite import RewritePass
 from halfconv.precision.rules import Rules
+from halfconv.precision.surroundings import with_ranges
 from halfconv.profile import profile_path, write_profile
 from halfconv.progress import Progress, StageClock
-from halfconv.result import ChangedConstant, ConvertResult, FloatValue
+from halfconv.result import ChangedConstant, ConvertResult, FailedConvert, FloatValue
 from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file
 from halfconv.weight_files import DATA_FORMATS
 
@@ -184,6 +185,8 @@ def convert(
     if tuned is not None and tuned.assignment is not plans[place].assignment:
         plans[place].assignment = tuned.assignment
         plans[place].plan = replanned(plans[place], tuned.assignment)
+    if tuned is not None:
+        plans[place].plan = with_ranges(plans[place].plan, tuned.ranges)
     planned, target_path = plans[place], targets[place]
     to, target = planned.plan.to, planned.plan.target
     clock.seconds = planned.seconds | clock.seconds
@@ -192,7 +195,10 @@ def convert(
             atomic_text(Path(save_ranges), tuned.ranges.to_json())
         failed = tuned.failure
         if failed and force_failed is None:
-            raise CheckFailed(f"{source_path}: {failed}", "more samples, a wider --tolerance, or --force-failed OUT to study it")
+            raise CheckFailed(
+                f"{source_path}: {failed}", "more samples, a wider --tolerance, or --force-failed OUT to study it",
+                FailedConvert(failed, tuned.drift, planned.plan, None),
+            )  # fmt: skip
         if failed and force_failed is not None:
             target_path = Path(force_failed)
     ir_model, source = planned.source.model, planned.source
@@ -227,7 +233,8 @@ def convert(
     clock.seconds["write"] -= clock.seconds.get("check", 0.0) + clock.seconds.get("sync", 0.0)
     stats = rewrite.stats
     if failed:
-        raise CheckFailed(f"{source_path}: {failed}", f"a look at {target_path}, which holds the model that failed")
+        study = FailedConvert(failed, tuned.drift, planned.plan, target_path) if tuned else None
+        raise CheckFailed(f"{source_path}: {failed}", f"a look at {target_path}, which holds the model that failed", study)
     return ConvertResult(
         output=target_path,
         to=to,

@@ -13,7 +13,7 @@ from halfconv.precision.plan import PlannedValue, PrecisionPlan
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport
 
-__all__ = ["ChangedConstant", "ConvertResult", "FloatValue", "Repaired"]
+__all__ = ["ChangedConstant", "ConvertResult", "FailedConvert", "FloatValue", "Repaired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +168,20 @@ class ConvertResult:
             "drift": self.drift.to_dict() if self.drift else None,
             "repair": self.repair.to_dict() if self.repair else None,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class FailedConvert:
+    """What is known of a conversion that did not meet its tolerance.
+
+    Attributes:
+        why: What breaks the tolerance, in one line.
+        drift: Drift of the best candidate.
+        plan: Its plan.
+        output: Where it was written for study; None if nothing was left.
+    """
+
+    why: str
+    drift: DriftReport
+    plan: PrecisionPlan
+    output: Path | None

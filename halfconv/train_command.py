@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from halfconv.html_option import check_html, html_option, write_html
 from halfconv.terminal import console, json_option, print_json, progress
 
 __all__ = ["train"]
@@ -22,9 +23,11 @@ __all__ = ["train"]
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights and the order of the data.")
 @click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Which part of the data is held out.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where to train.")
+@html_option
 @json_option  # fmt: skip
 def train(
-    recipe: str, output: Path, precision: str, epochs: int | None, seed: int, fold: int, device: str, as_json: bool
+    recipe: str, output: Path, precision: str, epochs: int | None, seed: int, fold: int, device: str, html: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Train RECIPE on real data that packages ship, export it, and measure it on held-out data.
 
@@ -33,10 +36,16 @@ def train(
     """
     from halfconv.recipes.training import train_recipe
 
+    check_html(html, {}, ())
     with progress(as_json, f"training {recipe}") as on_progress:
         report = train_recipe(
             recipe, output, precision=precision, device=device, epochs=epochs, seed=seed, fold=fold, on_progress=on_progress
         )
+    if html is not None:
+        from halfconv.report.html.train import train_view
+
+        files = {name: output / name for name in report.to_dict()["files"]}
+        write_html(html, lambda origin: train_view(report.to_dict(), origin), files, {"weights and order of the data": seed})
     if as_json:
         print_json(report.to_dict())
     else:

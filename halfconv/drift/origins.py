@@ -8,11 +8,9 @@ import onnx_ir as ir
 
 from halfconv.graph.names import Names, places
 from halfconv.graph.typegroups import past_casts
+from halfconv.precision.surroundings import scope_of
 
 __all__ = ["Origin", "Origins", "origins"]
-
-#: Where exporters say what module a node came from.
-SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +50,6 @@ def origins(model: ir.Model) -> Origins:
         if node is None:
             found.setdefault(key, Origin(names.value[value], "", "", "", ()))
             continue
-        scope = next((node.metadata_props[name] for name in SCOPES if node.metadata_props.get(name)), "")
         reads = tuple(place.get(past_casts(read) or read, "") for read in node.inputs if read is not None)
-        found.setdefault(key, Origin(names.value[value], names.node[node], node.op_type, _readable(scope), reads))
+        found.setdefault(key, Origin(names.value[value], names.node[node], node.op_type, scope_of(node.metadata_props), reads))
     return found
-
-
-def _readable(scope: str) -> str:
-    """Return the innermost module path of an exporter's list of scopes."""
-    if scope.startswith("["):
-        parts = [part.strip(" '\"[]") for part in scope.split(",")]
-        return next((part for part in reversed(parts[:-1] or parts) if part), "")
-    return scope

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["SCHEMA_VERSION", "PlannedRead", "PlannedValue", "PrecisionPlan", "counterparts"]
+__all__ = ["SCHEMA_VERSION", "PlannedEdge", "PlannedPlace", "PlannedRead", "PlannedValue", "PrecisionPlan", "counterparts"]
 
 SCHEMA_VERSION = 1
 
@@ -53,6 +53,48 @@ class PlannedRead:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedPlace:
+    """Where a value stands in the graph.
+
+    Attributes:
+        value: Its id.
+        node: Id of the node that makes it; empty for inputs and weights.
+        op: That node's operator; ``Input`` or ``Weight`` if there is none.
+        scope: Where the exporter says the node came from (PyTorch's module path); empty if it does not say.
+        shape: Its dimensions, free ones by name, ``?`` if they have none; None if not even the rank is known.
+        group: Number of the values and reads that share its type; None for a weight, which is stored in the types it is read in.
+        range: What it held on samples, as `halfconv.precision.ranges.ValueRange` has it; None if that was not measured.
+    """
+
+    value: str
+    node: str
+    op: str
+    scope: str
+    shape: tuple[int | str, ...] | None
+    group: int | None
+    range: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEdge:
+    """One read of a value or weight.
+
+    Attributes:
+        value: Its id.
+        node: Id of the node that reads it; of an output of the model, its name.
+        op: That node's operator, ``Output`` for the model's own.
+        group: Number of the values and reads that share the type in which it is read.
+        dtype: That type.
+    """
+
+    value: str
+    node: str
+    op: str
+    group: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class PrecisionPlan:
     """A type for every floating-point value of one model.
 
@@ -68,6 +110,8 @@ class PrecisionPlan:
         reads: What is read by nodes whose type no value tells, sorted.
         value_marks: Value id -> its mark in the structure, by which a model with other names is recognised.
         node_marks: Id of each node that the plan names -> its mark.
+        places: Where each value, and each weight that is read in FP32 or half, stands in the graph, in topological order.
+        edges: What reads them.
     """
 
     source_sha256: str
@@ -80,6 +124,8 @@ class PrecisionPlan:
     reads: tuple[PlannedRead, ...] = ()
     value_marks: Mapping[str, str] = field(default_factory=dict)
     node_marks: Mapping[str, str] = field(default_factory=dict)
+    places: tuple[PlannedPlace, ...] = ()
+    edges: tuple[PlannedEdge, ...] = ()
 
     @property
     def half(self) -> int:
@@ -108,6 +154,8 @@ class PrecisionPlan:
             "casts": [{"value": value, "to": to} for value, to in self.casts],
             "reads": [asdict(read) for read in self.reads],
             "marks": {"values": dict(sorted(self.value_marks.items())), "nodes": dict(sorted(self.node_marks.items()))},
+            "places": [{**asdict(place), "shape": None if place.shape is None else list(place.shape)} for place in self.places],
+            "edges": [asdict(edge) for edge in self.edges],
         }
 
     @classmethod
@@ -131,6 +179,11 @@ class PrecisionPlan:
             reads=tuple(PlannedRead(**entry) for entry in content["reads"]),
             value_marks=dict(content["marks"]["values"]),
             node_marks=dict(content["marks"]["nodes"]),
+            places=tuple(
+                PlannedPlace(**{**entry, "shape": None if entry["shape"] is None else tuple(entry["shape"])})
+                for entry in content["places"]
+            ),
+            edges=tuple(PlannedEdge(**entry) for entry in content["edges"]),
         )
 
     def to_json(self) -> str:

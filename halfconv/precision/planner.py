@@ -18,6 +18,7 @@ from halfconv.precision.mincut import CastCost, minimum_cut
 from halfconv.precision.plan import PlannedRead, PlannedValue, PrecisionPlan
 from halfconv.precision.rewrite import cast_ids
 from halfconv.precision.rules import Decision, Strength
+from halfconv.precision.surroundings import edges_of, places_of
 
 __all__ = ["Assignment", "Verdict", "assign", "build_plan", "count_groups", "fixed_verdicts", "keep_all"]
 
@@ -319,6 +320,8 @@ def build_plan(
         reads=reads,
         value_marks={names.value[value]: structure.value[value] for value in groups.produced},
         node_marks={id_: structure.node[node] for node, id_ in names.node.items() if id_ in named},
+        places=places_of(names, groups),
+        edges=edges_of(names, groups, assignment.half, half_name),
     )
 
 

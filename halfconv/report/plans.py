@@ -11,15 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from halfconv.report.text import clip, figure, visible
+from halfconv.report.text import clip, figure, share, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from halfconv.explanation import Explanation
+    from halfconv.explanation import Change, Explanation
     from halfconv.inspection import InspectReport
     from halfconv.plan_diff import PlanDiff, ValueChange
     from halfconv.precision.plan import PlannedValue
@@ -31,6 +32,8 @@ __all__ = ["show_diff", "show_explanation", "show_fit"]
 ROWS = 30
 #: Companions of a value that are named.
 COMPANIONS = 5
+#: Neighbours of a value that are named, on each side.
+NEIGHBOURS = 8
 #: Characters of an option's value that are shown.
 SHOWN = 60
 
@@ -100,6 +103,7 @@ def show_explanation(found: Explanation, console: Console) -> None:
     if found.companions:
         more = len(found.companions) - COMPANIONS
         rows.append(("also", ", ".join(found.companions[:COMPANIONS]) + (f" and {more:,} more" if more > 0 else "")))
+    rows += _surroundings(found)
     rows.append(("plan", f"to {found.to}, for target {found.target}"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
@@ -107,6 +111,57 @@ def show_explanation(found: Explanation, console: Console) -> None:
     for title, words in rows:
         grid.add_row(Text(f"  {title}"), Text(visible(words)))
     console.print(grid)
+
+
+def _surroundings(found: Explanation) -> list[tuple[str, str]]:
+    """Say where a value stands, what it held, what stands beside it, and what the other type would cost."""
+    place, change = found.place, found.change
+    if place is None:
+        return []
+    shape = "" if place.shape is None else f", [{', '.join(map(str, place.shape))}]"
+    where = f"node '{place.node}' ({place.op})" if place.node else f"{place.op.lower()} of the model"
+    rows = [("made by", where + (f" in {place.scope}" if place.scope else "") + shape)]
+    if place.range is not None:
+        held = place.range
+        words = f"{figure(held['smallest'])} to {figure(held['absmax'])} in magnitude"
+        for share_, what in (("overflow", "beyond half's range"), ("flush", "that half turns to 0")):
+            words += f", {share(held[share_])} {what}" if held[share_] else ""
+        rows.append(("range", f"{words}; rounding it alone adds rel_l2 {held['rounding']:.2g}"))
+    else:
+        rows.append(("range", "not measured: --save-plan with the simulation knows it"))
+    for title, beside, label in (
+        ("reads", found.inputs, lambda n: f"{n.value} ({n.op})"),
+        ("read by", found.readers, lambda n: f"{n.node} ({n.op})"),
+    ):
+        named = [f"{label(entry)} in {_type(entry.dtype)}" for entry in beside]
+        if named:
+            more = len(named) - NEIGHBOURS
+            rows.append((title, ", ".join(named[:NEIGHBOURS]) + (f" and {more:,} more" if more > 0 else "")))
+    if change is not None:
+        rows.append((f"in {_type(change.to)}", _cost(change)))
+    return rows
+
+
+def _cost(change: Change) -> str:
+    """Say what the other type would cost in one sentence."""
+    if not change.possible:
+        return "impossible, so no option brings it"
+    said = [f"{len(change.casts_added):,} Casts added, {len(change.casts_removed):,} removed"]
+    if change.bytes is not None:
+        free = f" with {', '.join(f'{dim} = 1' for dim in change.free)}" if change.free else ""
+        said.append(f"{_delta(change.bytes)} of values{free}")
+    if change.weight_bytes:
+        said.append(f"{_delta(change.weight_bytes)} of stored weights")
+    if change.values:
+        more = len(change.values) - COMPANIONS
+        said.append(
+            "with it " + ", ".join(change.values[:COMPANIONS]) + (f" and {more:,} more" if more > 0 else "") + ", which are tied to it"
+        )
+    return "; ".join(said)
+
+
+def _delta(size: int) -> str:
+    return f"{'−' if size < 0 else '+'}{decimal(abs(size))}"
 
 
 def show_fit(report: InspectReport, plan: Path, console: Console) -> None:
