@@ -83,7 +83,8 @@ def bench(
     if html is not None:
         from halfconv.report.html.bench import bench_view
 
-        files = {**{f"model {number}": model for number, model in enumerate(models, 1)}, "samples": Path(samples) if samples else None}
+        files: dict[str, Path | None] = {f"model {number}": model for number, model in enumerate(models, 1)}
+        files["samples"] = Path(samples) if samples else None
         seeds = {} if samples else {"made-up inputs": seed}
         write_html(html, lambda origin: bench_view(report.to_dict(), origin), files, seeds)
     if as_json:

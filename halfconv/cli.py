@@ -252,8 +252,8 @@ def convert(
     """Convert MODEL to half precision."""
     from halfconv.pipeline import convert as run
 
-    check_html(html, {"-o": output, "--save-plan": save_plan, "--save-ranges": save_ranges, "--force-failed": force_failed}, (model,))
-
+    others = {"-o": output, "--save-plan": save_plan, "--save-ranges": save_ranges, "--force-failed": force_failed}
+    check_html(html, others, (model,))
     half_names, keep_names = _names(half_io), _names(keep_io)
     context = click.get_current_context()
     from_file = context.get_parameter_source("half_io") == click.core.ParameterSource.DEFAULT_MAP
@@ -261,8 +261,6 @@ def convert(
         half_names = [] if "*" in keep_names else [name for name in half_names if name not in keep_names]
     if "*" in half_names and "*" in keep_names:
         raise click.UsageError("--half-io and --keep-io contradict each other; try: one of them, or name the exceptions")
-    from halfconv.html_option import write_convert_page, write_failed_page
-
     with _progress(as_json, f"converting {model.name}") as on_progress:
         try:
             result = run(
@@ -278,9 +276,13 @@ def convert(
             )  # fmt: skip
         except CheckFailed as error:
             if html is not None and error.study is not None:
+                from halfconv.html_pages import write_failed_page
+
                 write_failed_page(html, model, error.study, samples, seed, allow_links)
             raise
         if html is not None:
+            from halfconv.html_pages import write_convert_page
+
             write_convert_page(html, model, result, samples, seed, allow_links)
     if as_json:
         _print_json(result.to_dict())
@@ -346,12 +348,9 @@ def validate(
         )  # fmt: skip
     write_reports(report, junit=junit, markdown=markdown, baseline=written["--baseline"], compared=baseline is not None)
     if html is not None:
-        from halfconv.html_option import write_html
-        from halfconv.report.html.validate import validate_view
+        from halfconv.html_pages import write_validate_page
 
-        files = {"reference": reference, "candidate": candidate, "samples": Path(samples) if samples else None}
-        seeds = {} if samples else {"made-up samples": seed}
-        write_html(html, lambda origin: validate_view(report.to_dict(), origin), files, seeds)
+        write_validate_page(html, (reference, candidate), report, samples, seed)
     if as_json:
         _print_json(report.to_dict())
     else:

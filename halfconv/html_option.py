@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from halfconv.errors import UsageError
+
 if TYPE_CHECKING:
-    from halfconv.drift.report import LayerDrift
     from halfconv.report.html.origin import Origin
     from halfconv.report.html.view import View
-    from halfconv.result import ConvertResult, FailedConvert
 
-__all__ = ["COMMAND", "check_html", "html_option", "write_convert_page", "write_failed_page", "write_html"]
+__all__ = ["COMMAND", "check_html", "html_option", "write_html"]
 
 Command = Callable[..., Any]
 #: Where the group keeps the command line as it was given.
@@ -45,7 +45,10 @@ def check_html(path: Path | None, others: Mapping[str, Path | None], models: tup
     from halfconv.report.html.page import check_packages
 
     check_packages()
-    check_report_files({**{option: None if other is None else other for option, other in others.items()}, "--html": path}, models)
+    check_report_files({"--html": path}, models)
+    for option, other in others.items():
+        if other is not None and other.absolute() == path.absolute():
+            raise UsageError(f"--html {path}: is also what {option} writes", "another name")
 
 
 def write_html(
@@ -65,40 +68,3 @@ def write_html(
     context = click.get_current_context()
     origin = origin_of(context.meta.get(COMMAND, ()), context.default_map or {}, files, seeds or {})
     write_page(path, view(origin))
-
-
-def write_convert_page(path: Path, model: Path, result: ConvertResult, samples: str | None, seed: int, links: Path | None) -> None:
-    """Write the page of a conversion, for which the values inside are compared on the same samples."""
-    from halfconv.report.html.convert import convert_view
-
-    assert result.plan is not None
-    plan, layers = result.plan, None
-    if result.drift is not None:
-        layers = [layer.to_dict() for layer in _inside(model, result.output, samples, seed, links)]
-    files = {"FP32 model": model, "converted model": result.output, "samples": Path(samples) if samples else None}
-    write_html(path, lambda origin: convert_view(result.to_dict(), plan.to_dict(), layers, model, origin), files, _seeds(samples, seed))
-
-
-def write_failed_page(path: Path, model: Path, failed: FailedConvert, samples: str | None, seed: int, links: Path | None) -> None:
-    """Write the page of a conversion that did not meet its tolerance; its values are compared if --force-failed kept it."""
-    from halfconv.report.html.convert import failed_view
-
-    layers = None
-    if failed.output is not None:
-        layers = [layer.to_dict() for layer in _inside(model, failed.output, samples, seed, links)]
-    files = {"FP32 model": model, "model that failed": failed.output, "samples": Path(samples) if samples else None}
-    drift, plan = failed.drift.to_dict(), failed.plan.to_dict()
-    write_html(path, lambda origin: failed_view(failed.why, drift, plan, layers, model, origin), files, _seeds(samples, seed))
-
-
-def _seeds(samples: str | None, seed: int) -> dict[str, int]:
-    return {} if samples else {"made-up samples": seed}
-
-
-def _inside(model: Path, output: Path, samples: str | None, seed: int, links: Path | None) -> tuple[LayerDrift, ...]:
-    """Compare the values inside; none where that is not possible."""
-    from halfconv.drift.compare import validate
-    from halfconv.tuning import SYNTHETIC_COUNT
-
-    report = validate(model, output, samples=samples, count=SYNTHETIC_COUNT, seed=seed, layers=True, allow_links=links)
-    return report.layers or ()

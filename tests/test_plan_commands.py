@@ -129,9 +129,13 @@ def test_explain_says_all_that_is_known(cli: Callable[..., Run]) -> None:
     assert (run.code, run.err) == (0, "")
     words = " ".join(run.out.split())
     assert words.startswith("d stays in FP32 why the sum may pass 65,504 before it is divided rule wide-sum: this pattern")
-    assert "because of node 'sum' (ReduceSum) cast to half, once, for all readers in half plan" in words
+    assert "because of node 'sum' (ReduceSum) cast to half, once, for all readers in half made by node 'div' (Div)" in words
+    assert "(Div), [64, 64] " in words
+    assert "range not measured: --save-plan with the simulation knows it reads a (MatMul) in FP32, s (ReduceSum) in FP32" in words
+    assert "read by th (Tanh) in half in half 1 Cast added, 1 removed; −8.2 kB of values plan to fp16" in words
     assert "rule block-list:ReduceSum: the block list keeps" in " ".join(cli("explain", "s", "--plan", "a.json").out.split())
     assert words.endswith("plan to fp16, for target portable")
+    assert "in FP32 1 Cast added" in " ".join(cli("explain", "t", "--plan", "a.json").out.split())
     words = " ".join(cli("explain", "t", "--plan", "a.json").out.split())
     assert words.startswith("t is held in half (float16): no rule asks for FP32 cast none: all its readers take it as it is")
     assert "input 'x' of the model" in cli("explain", "x", "--plan", "a.json").out

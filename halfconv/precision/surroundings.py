@@ -6,7 +6,7 @@ A plan carries this so that a person can ask it questions without the model: `ha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import onnx_ir as ir

@@ -130,10 +130,10 @@ def _surroundings(found: Explanation) -> list[tuple[str, str]]:
     else:
         rows.append(("range", "not measured: --save-plan with the simulation knows it"))
     for title, beside, label in (
-        ("reads", found.inputs, lambda n: f"{n.value} ({n.op})"),
-        ("read by", found.readers, lambda n: f"{n.node} ({n.op})"),
+        ("reads", found.inputs, "value"),
+        ("read by", found.readers, "node"),
     ):
-        named = [f"{label(entry)} in {_type(entry.dtype)}" for entry in beside]
+        named = [f"{getattr(entry, label)} ({entry.op}) in {_type(entry.dtype)}" for entry in beside]
         if named:
             more = len(named) - NEIGHBOURS
             rows.append((title, ", ".join(named[:NEIGHBOURS]) + (f" and {more:,} more" if more > 0 else "")))
@@ -146,7 +146,8 @@ def _cost(change: Change) -> str:
     """Say what the other type would cost in one sentence."""
     if not change.possible:
         return "impossible, so no option brings it"
-    said = [f"{len(change.casts_added):,} Casts added, {len(change.casts_removed):,} removed"]
+    added, removed = len(change.casts_added), len(change.casts_removed)
+    said = [f"{added:,} {'Cast' if added == 1 else 'Casts'} added, {removed:,} removed"]
     if change.bytes is not None:
         free = f" with {', '.join(f'{dim} = 1' for dim in change.free)}" if change.free else ""
         said.append(f"{_delta(change.bytes)} of values{free}")
@@ -154,9 +155,8 @@ def _cost(change: Change) -> str:
         said.append(f"{_delta(change.weight_bytes)} of stored weights")
     if change.values:
         more = len(change.values) - COMPANIONS
-        said.append(
-            "with it " + ", ".join(change.values[:COMPANIONS]) + (f" and {more:,} more" if more > 0 else "") + ", which are tied to it"
-        )
+        named = ", ".join(change.values[:COMPANIONS]) + (f" and {more:,} more" if more > 0 else "")
+        said.append(f"with it {named}, which are tied to it")
     return "; ".join(said)
 
 

@@ -15,16 +15,22 @@ __all__ = ["bench_view"]
 Row = Mapping[str, Any]
 #: Heading and content of a figure; those that no row has are left out.
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("p50 ms", lambda row: f"{row['p50_ms']:.3f}"), ("p90 ms", lambda row: f"{row['p90_ms']:.3f}"),
+    ("p50 ms", lambda row: f"{row['p50_ms']:.3f}"),
+    ("p90 ms", lambda row: f"{row['p90_ms']:.3f}"),
     ("p99 ms", lambda row: f"{row['p99_ms']:.3f}"),
     ("without copies", lambda row: "" if row["compute_p50_ms"] is None else f"{row['compute_p50_ms']:.3f}"),
-    ("rows/s", lambda row: f"{row['throughput']:,.0f}"), ("runs", lambda row: f"{row['runs']:,}"),
+    ("rows/s", lambda row: f"{row['throughput']:,.0f}"),
+    ("runs", lambda row: f"{row['runs']:,}"),
     ("GPU MB", lambda row: "" if row["device_mb"] is None else f"{row['device_mb']:,.0f}"),
     ("host MB", lambda row: f"{row['host_mb']:,.0f}"),
     ("mJ/run", lambda row: "" if row["energy_mj"] is None else f"{row['energy_mj']:,.0f}"),
     ("load s", lambda row: f"{row['load_s']:.2f}"),
     ("drift", lambda row: "" if row["rel_l2"] is None else figure(row["rel_l2"])),
-)  # fmt: skip
+)
+#: Comparisons that the verdict names.
+SAID = 2
+#: What the page's own facts say already.
+KNOWN = frozenset({"system", "python", "cores", "onnxruntime", "time"})
 #: Beyond so many bars a chart says less than the table.
 BARS = 24
 
@@ -39,23 +45,36 @@ def bench_view(report: Mapping[str, Any], origin: Origin) -> View:
     rows, machine = report["rows"], report["machine"]
     first = rows[0]
     others = [row for row in rows if row["model"] != first["model"] and row["batch"] == first["batch"]]
-    sentence = clean("; ".join(report["verdicts"])) or f"{file_name(first['model'])} takes {first['p50_ms']:.3f} ms a run (median)"
+    said = [clean(verdict.partition(": ")[0]) for verdict in report["verdicts"]]
+    more = f", and {len(said) - SAID:,} more comparisons below" if len(said) > SAID else ""
+    sentence = "; ".join(said[:SAID]) + more or f"{file_name(first['model'])} takes {first['p50_ms']:.3f} ms a run (median)"
     fastest = min(rows, key=lambda row: row["p50_ms"] / (row["batch"] or 1))
     tiles = [Tile("Reference", f"{first['p50_ms']:.3g} ms", f"{file_name(first['model'])}{_batch(first)}, median")]
     if others:
         best = min(others, key=lambda row: row["p50_ms"])
         tiles.append(Tile("Fastest other", f"{best['p50_ms']:.3g} ms", f"{file_name(best['model'])}{_batch(best)}, median"))
-        tiles.append(Tile("Speed", f"{first['p50_ms'] / best['p50_ms']:.2f}×", "of the reference"))
+        tiles.append(Tile("Speed", f"{first['p50_ms'] / best['p50_ms']:.2f} times", "as fast as the reference"))
     tiles.append(Tile("Throughput", f"{fastest['throughput']:,.0f}/s", f"{file_name(fastest['model'])}{_batch(fastest)}"))
     sections = [
-        Section("times", "Time and memory", "Grey is the reference, the first model. A whisker reaches to the 99th percentile.",
-                _charts(rows), [_table(rows)]),
+        Section(
+            "times",
+            "Time and memory",
+            "Grey is the reference, the first model. A whisker reaches to the 99th percentile.",
+            _charts(rows),
+            [*_verdicts(report["verdicts"]), _table(rows)],
+        ),
         Section("placement", "Where the nodes run", tables=[_placement(rows)]),
-    ]  # fmt: skip
-    more = [(name, str(value)) for name, value in machine.items() if value is not None]
-    sections += [environment(origin, more), reproduction(origin)]
-    return View("bench", " · ".join(dict.fromkeys(file_name(row["model"]) for row in rows)), Verdict("plain", "Measured", sentence + "."),
-                tiles, [clean(note) for note in report["notes"]], sections)  # fmt: skip
+    ]
+    facts = [(name, str(value)) for name, value in machine.items() if value is not None and name not in KNOWN]
+    sections += [environment(origin, facts), reproduction(origin)]
+    return View(
+        "bench",
+        " · ".join(dict.fromkeys(file_name(row["model"]) for row in rows)),
+        Verdict("plain", "Measured", sentence + "."),
+        tiles,
+        [clean(note) for note in report["notes"]],
+        sections,
+    )
 
 
 def _batch(row: Row) -> str:
@@ -70,15 +89,30 @@ def _charts(rows: Sequence[Row]) -> list[Bars]:
     rows = rows[:BARS]
     reference = frozenset(place for place, row in enumerate(rows) if row["model"] == rows[0]["model"])
     found = [
-        Bars("Median time of a run, in milliseconds, against the reference.", _names(rows), [row["p50_ms"] for row in rows],
-             [f"{row['p50_ms']:.3g}" for row in rows], "milliseconds a run", reference, [row["p99_ms"] for row in rows])
-    ]  # fmt: skip
+        Bars(
+            "Median time of a run, in milliseconds, against the reference.",
+            _names(rows),
+            [row["p50_ms"] for row in rows],
+            [f"{row['p50_ms']:.3g}" for row in rows],
+            "milliseconds a run",
+            reference,
+            [row["p99_ms"] for row in rows],
+        )
+    ]
     for key, label in (("device_mb", "GPU memory"), ("host_mb", "peak memory of the process")):
         if any(row[key] for row in rows):
             heights = [row[key] for row in rows]
             texts = ["-" if height is None else f"{height:,.0f}" for height in heights]
-            found.append(Bars(f"{label[0].upper()}{label[1:]}, in MB, against the reference.", _names(rows), heights, texts,
-                              f"{label}, MB", reference))  # fmt: skip
+            found.append(
+                Bars(
+                    f"{label[0].upper()}{label[1:]}, in MB, against the reference.",
+                    _names(rows),
+                    heights,
+                    texts,
+                    f"{label}, MB",
+                    reference,
+                )
+            )
     return found
 
 
@@ -86,18 +120,32 @@ def _table(rows: Sequence[Row]) -> Table:
     known = [(name, [content(row) for row in rows]) for name, content in COLUMNS]
     known = [(name, cells) for name, cells in known if any(cells)]
     cells = [
-        [Cell(name, code=True), *(Cell(column[place], number=True) for _, column in known)] for place, name in enumerate(_names(rows))
+        [Cell(name, code=True), *(Cell(column[place], number=True) for _, column in known)]
+        for place, name in enumerate(_names(rows))
     ]
     return Table("All figures", ("model", *(name for name, _ in known)), cells)
 
 
+def _verdicts(verdicts: Sequence[str]) -> list[Table]:
+    rows = [[Cell(clean(found)), Cell(clean(why))] for found, _, why in (verdict.partition(": ") for verdict in verdicts)]
+    return [Table("Each model against the first", ("against the reference", "why"), rows)] if rows else []
+
+
 def _placement(rows: Sequence[Row]) -> Table:
-    keys = (("nodes", "nodes"), ("on the provider", "on_provider"), ("on the CPU", "on_cpu"), ("copies", "memcpy"), ("Casts", "casts"))
+    keys = (
+        ("nodes", "nodes"),
+        ("on the provider", "on_provider"),
+        ("on the CPU", "on_cpu"),
+        ("copies", "memcpy"),
+        ("Casts", "casts"),
+    )
     cells = [
         [
-            Cell(name, code=True), Cell(clean(row["provider"])), Cell(clean(row["profile"])),
+            Cell(name, code=True),
+            Cell(clean(row["provider"])),
+            Cell(clean(row["profile"])),
             *(Cell("-" if row["placement"][key] is None else f"{row['placement'][key]:,}", number=True) for _, key in keys),
         ]
         for name, row in zip(_names(rows), rows, strict=True)
-    ]  # fmt: skip
+    ]
     return Table("Where nodes run", ("model", "provider", "profile", *(name for name, _ in keys)), cells)

@@ -18,6 +18,8 @@ __all__ = ["Bars", "Chart", "Drift", "Lines", "Mark", "Spans", "Strip", "draw"]
 
 #: Width of a chart in points: on a screen, on a telephone.
 WIDTHS = (900, 340)
+#: What stands behind words in a chart.
+_BEHIND = {"facecolor": PAINTS["zone"], "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
 #: Cells of the strip along the network: wide, narrow.
 CELLS = (120, 48)
 
@@ -162,14 +164,30 @@ def _draw(chart: Chart, width: int, salt: str) -> str:
     from matplotlib.figure import Figure
 
     narrow = width == WIDTHS[1]
-    settings = {
-        "svg.fonttype": "none", "svg.hashsalt": salt, "text.parse_math": False, "font.size": 11, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.spines.left": False, "axes.edgecolor": PAINTS["grid"], "axes.labelcolor": PAINTS["muted"],
-        "xtick.color": PAINTS["grid"], "xtick.labelcolor": PAINTS["muted"], "ytick.color": PAINTS["grid"],
-        "ytick.labelcolor": PAINTS["muted"], "text.color": PAINTS["ink"], "grid.color": PAINTS["grid"], "grid.linewidth": 0.75,
-        "axes.axisbelow": True, "lines.linewidth": 1.5, "ytick.left": False, "axes.unicode_minus": True, "path.simplify": True,
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "text.parse_math": False,
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.edgecolor": PAINTS["grid"],
+        "axes.labelcolor": PAINTS["muted"],
+        "xtick.color": PAINTS["grid"],
+        "xtick.labelcolor": PAINTS["muted"],
+        "ytick.color": PAINTS["grid"],
+        "ytick.labelcolor": PAINTS["muted"],
+        "text.color": PAINTS["ink"],
+        "grid.color": PAINTS["grid"],
+        "grid.linewidth": 0.75,
+        "axes.axisbelow": True,
+        "lines.linewidth": 1.5,
+        "ytick.left": False,
+        "axes.unicode_minus": True,
+        "path.simplify": True,
         "ytick.minor.left": False,
-    }  # fmt: skip
+    }
     height = (34 * len(chart.names) + 44) if isinstance(chart, Bars) else 96 if isinstance(chart, Strip) else 250
     with rc_context(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that matplotlib's own font lacks and the page's has
@@ -194,9 +212,18 @@ def _drift(axes: Axes, chart: Drift, narrow: bool) -> dict[str, str]:
     axes.plot(heights, color=PAINTS["half"])
     if chart.limit:
         axes.axhline(chart.limit, color=PAINTS["bad"], linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.annotate(f"tolerance {chart.limit:g}", (1, chart.limit), xycoords=("axes fraction", "data"), xytext=(0, 4),
-                      textcoords="offset points", ha="right", color=PAINTS["bad"])  # fmt: skip
+        axes.annotate(
+            f"tolerance {chart.limit:g}",
+            (1, chart.limit),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+            color=PAINTS["bad"],
+            bbox=_BEHIND,
+        )
     axes.set_ylabel("rel_l2")
+    _powers(axes)
     _along(axes, len(heights), narrow)
     return _marks(axes, chart.marks, "half", top)
 
@@ -204,10 +231,30 @@ def _drift(axes: Axes, chart: Drift, narrow: bool) -> dict[str, str]:
 def _marks(axes: Axes, marks: Sequence[Mark], paint: str, top: float) -> dict[str, str]:
     """Draw values that are pointed out, each a link to its row."""
     for mark in marks:
-        (dot,) = axes.plot([mark.at], [min(mark.height, top)], marker="o", markersize=8, markeredgewidth=1.5,
-                           color=PAINTS[paint], markeredgecolor=PAINTS["zone"], clip_on=False, zorder=5)  # fmt: skip
+        colour = paint if math.isfinite(mark.height) else "bad"
+        (dot,) = axes.plot(
+            [mark.at],
+            [min(mark.height, top)],
+            marker="o",
+            markersize=8,
+            markeredgewidth=1.5,
+            color=PAINTS[colour],
+            markeredgecolor=PAINTS["zone"],
+            clip_on=False,
+            zorder=5,
+        )
         dot.set_url(mark.href)
     return {mark.href: mark.label for mark in marks}
+
+
+def _powers(axes: Axes) -> None:
+    """Write the figures of a logarithmic axis as powers of ten, in letters that any font has."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    signs = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    axes.yaxis.set_major_locator(LogLocator(numticks=7))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda height, _: f"10{str(round(math.log10(height))).translate(signs)}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
 def _along(axes: Axes, count: int, narrow: bool) -> None:
@@ -254,11 +301,20 @@ def _spans(axes: Axes, chart: Spans, narrow: bool) -> dict[str, str]:
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.axhspan(chart.smallest, chart.largest, color=PAINTS["band"], alpha=0.5, linewidth=0)
-    for limit, words, place in ((chart.largest, f"half's largest, {chart.largest:,.6g}", 4),
-                                (chart.smallest, f"half's smallest normal, {chart.smallest:.2g}", -14)):  # fmt: skip
+    for limit, words, place in (
+        (chart.largest, f"half's largest, {chart.largest:,.6g}", 4),
+        (chart.smallest, f"half's smallest normal, {chart.smallest:.2g}", -14),
+    ):
         axes.axhline(limit, color=PAINTS["muted"], linewidth=0.8)
-        axes.annotate(words, (0, limit), xycoords=("axes fraction", "data"), xytext=(4, place), textcoords="offset points",
-                      color=PAINTS["muted"])  # fmt: skip
+        axes.annotate(
+            words,
+            (0, limit),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, place),
+            textcoords="offset points",
+            color=PAINTS["muted"],
+            bbox=_BEHIND,
+        )
     for kind, paint in (("half", "half"), ("fp32", "fp32")):
         ends = [
             end
@@ -271,6 +327,7 @@ def _spans(axes: Axes, chart: Spans, narrow: bool) -> dict[str, str]:
             thick = min(6.0, max(0.8, (240 if narrow else 700) / len(chart.spans)))
             axes.add_patch(PathPatch(path, fill=False, edgecolor=PAINTS[paint], linewidth=thick, capstyle="butt"))
     axes.set_ylabel("magnitude")
+    _powers(axes)
     _along(axes, len(chart.spans), narrow)
     axes.grid(visible=False)
     return _marks(axes, chart.marks, "bad", high)
@@ -300,14 +357,28 @@ def _bars(axes: Axes, chart: Bars, narrow: bool) -> dict[str, str]:
 
 
 def _lines(axes: Axes, chart: Lines, narrow: bool) -> dict[str, str]:
-    axes.plot(chart.x, chart.y, color=PAINTS["half"], drawstyle="steps-post" if chart.steps else "default",
-              marker=None if chart.steps else "o", markersize=4)  # fmt: skip
+    axes.plot(
+        chart.x,
+        chart.y,
+        color=PAINTS["half"],
+        drawstyle="steps-post" if chart.steps else "default",
+        marker=None if chart.steps else "o",
+        markersize=4,
+    )
     if chart.log:
         axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(lambda height, _: f"{height:,.6g}")
     if chart.limit is not None:
         axes.axhline(chart.limit, color=PAINTS["good"], linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.annotate(f"promised {chart.limit:g}", (1, chart.limit), xycoords=("axes fraction", "data"), xytext=(0, 4),
-                      textcoords="offset points", ha="right", color=PAINTS["good"])  # fmt: skip
+        axes.annotate(
+            f"promised {chart.limit:g}",
+            (1, chart.limit),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+            color=PAINTS["good"],
+        )
     axes.set_xlabel(chart.xlabel)
     axes.set_ylabel(chart.ylabel)
     axes.grid(axis="y")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from halfconv.report.html.drift import evaluated, limit_of, metrics, network_sections, outputs, sampled, worst_output
-from halfconv.report.html.network import entries_of_plan
+from halfconv.report.html.network import Entry, beginning, entries_of_plan, shortened
 from halfconv.report.html.origin import Origin, environment, reproduction
-from halfconv.report.html.view import Cell, Section, Table, Tile, Verdict, View, clean, file_name, size
-from halfconv.report.text import figure, share
+from halfconv.report.html.view import Cell, Section, Table, Tile, Verdict, View, clean, file_name, percent, size
+from halfconv.report.text import figure
 
 __all__ = ["convert_view", "failed_view"]
 
@@ -20,7 +20,7 @@ CONSTANTS = 100
 
 def convert_view(
     result: Mapping[str, Any], plan: Mapping[str, Any], layers: Sequence[Mapping[str, Any]] | None, source: Path, origin: Origin
-) -> View:  # fmt: skip
+) -> View:
     """Return what the page of a conversion shows.
 
     Args:
@@ -34,7 +34,7 @@ def convert_view(
     total = values["half"] + values["float"]
     tiles = [
         Tile("Size", size(result["bytes_after"]), f"from {size(result['bytes_before'])}"),
-        Tile("In half", share(values["half"] / total) if total else "-", f"{values['half']:,} of {total:,} values"),
+        Tile("In half", percent(values["half"], total), f"{values['half']:,} of {total:,} values"),
         Tile("Casts", f"{result['casts']:,}", f"in {result['nodes']:,} nodes"),
     ]
     if drift is not None and (worst := worst_output(drift)) is not None:
@@ -47,21 +47,33 @@ def convert_view(
     inside, network = network_sections(entries, drift, result["to"], measured=layers is not None)
     sections += inside
     sections += _constants(result["constants"])
-    sections += _repair(result["repair"])
+    sections += _repair(result["repair"], entries)
     stages = [(f"seconds: {stage}", f"{seconds:.2f}") for stage, seconds in result["seconds"].items()]
     more = [("format", result["to"]), ("target", result["target"]), ("opset", str(result["opset"]))]
     if (check := result["check"]) is not None and check["loaded"]:
         more.append(("loads in", f"ONNX Runtime {check['ort_version']}, {check['provider']}, {check['level']}"))
-    sections += [environment(origin, more + stages), reproduction(origin, _identity(plan, result["plan_fingerprint"]))]
+    sections += [environment(origin, more, stages), reproduction(origin, _identity(plan, result["plan_fingerprint"]))]
     notes = list(dict.fromkeys([*result["warnings"], *(drift["warnings"] if drift else ())]))
-    return View("convert", f"{file_name(source)} → {file_name(result['output'])}", _verdict(result, drift), tiles,
-                [clean(note) for note in notes], sections, network)  # fmt: skip
+    return View(
+        "convert",
+        f"{file_name(source)} → {file_name(result['output'])}",
+        _verdict(result, drift),
+        tiles,
+        [clean(note) for note in notes],
+        sections,
+        network,
+    )
 
 
 def failed_view(
-    failure: str, drift: Mapping[str, Any], plan: Mapping[str, Any], layers: Sequence[Mapping[str, Any]] | None, source: Path,
+    failure: str,
+    drift: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    layers: Sequence[Mapping[str, Any]] | None,
+    source: Path,
+    kept: Path | None,
     origin: Origin,
-) -> View:  # fmt: skip
+) -> View:
     """Return what the page of a conversion shows that does not meet its tolerance; see `convert_view`.
 
     Args:
@@ -70,22 +82,33 @@ def failed_view(
         plan: Its plan.
         layers: Drift of its values.
         source: The model.
+        kept: Where the candidate was written for study; None if it was not.
         origin: Where the page comes from.
     """
-    kept = sum(value["dtype"] == "float" for value in plan["values"])
-    total = len(plan["values"])
-    tiles = [Tile("In half", share((total - kept) / total) if total else "-", f"{total - kept:,} of {total:,} values, in the best plan")]
+    half, total = sum(value["dtype"] != "float" for value in plan["values"]), len(plan["values"])
+    tiles = [Tile("In half", percent(half, total), f"{half:,} of {total:,} values, in the best plan")]
     if (worst := worst_output(drift)) is not None:
         limit = limit_of(drift, "rel_l2", worst["name"])
         tiles.append(Tile("Drift", figure(worst["rel_l2"]), "rel_l2" + ("" if limit is None else f", {limit:g} allowed")))
     inside, network = network_sections(entries_of_plan(plan, layers or ()), drift, plan["to"], measured=layers is not None)
     sections = [
-        outputs(drift), *metrics(drift), *inside, environment(origin, [("format", plan["to"]), ("target", plan["target"])]),
+        outputs(drift),
+        *metrics(drift),
+        *inside,
+        environment(origin, [("format", plan["to"]), ("target", plan["target"])]),
         reproduction(origin, _identity(plan, None)),
-    ]  # fmt: skip
-    sentence = f"No model was left: {clean(failure)}."
-    return View("convert", file_name(source), Verdict("bad", "Failed", sentence), tiles, [clean(note) for note in drift["warnings"]],
-                sections, network)  # fmt: skip
+    ]
+    left = "No model was left" if kept is None else f"{file_name(kept)} is for study only"
+    sentence = f"{left}: {clean(failure)}."
+    return View(
+        "convert",
+        file_name(source),
+        Verdict("bad", "Failed", sentence),
+        tiles,
+        [clean(note) for note in drift["warnings"]],
+        sections,
+        network,
+    )
 
 
 def _verdict(result: Mapping[str, Any], drift: Mapping[str, Any] | None) -> Verdict:
@@ -100,8 +123,6 @@ def _verdict(result: Mapping[str, Any], drift: Mapping[str, Any] | None) -> Verd
         limit = limit_of(drift, "rel_l2", worst["name"])
         allowed = "" if limit is None else f"; {limit:g} is allowed"
         words = f"{name} stays within rel_l2 {figure(worst['rel_l2'])} of the FP32 model{allowed} ({on})."
-    if drift["samples"]["kind"] != "given":
-        words += " On made-up samples this only shows that nothing overflows or vanishes."
     return Verdict("good" if drift["passed"] else "bad", "Passed" if drift["passed"] else "Failed", words)
 
 
@@ -113,25 +134,37 @@ def _identity(plan: Mapping[str, Any], fingerprint: str | None) -> list[tuple[st
 def _constants(constants: Sequence[Mapping[str, Any]]) -> list[Section]:
     rows = [
         [
-            Cell(clean(entry["name"]), code=True), Cell(f"{entry['size']:,}", number=True), Cell(figure(entry["absmax"]), number=True),
+            Cell(clean(entry["name"]), code=True),
+            Cell(f"{entry['size']:,}", number=True),
+            Cell(figure(entry["absmax"]), number=True),
             Cell(f"{entry['saturated']:,}", number=True, state="bad" if entry["saturated"] else ""),
             Cell(f"{entry['flushed']:,}", number=True),
         ]
         for entry in constants[:CONSTANTS]
-    ]  # fmt: skip
+    ]
     columns = ("weight", "elements", "largest", "beyond half's range", "rounded to zero")
     lead = "Weights of which half precision keeps less than a rounding."
     table = Table("Weights that half changes by more than rounding", columns, rows, max(0, len(constants) - CONSTANTS))
     return [Section("constants", "Weights that change", lead, tables=[table])] if rows else []
 
 
-def _repair(repair: Mapping[str, Any] | None) -> list[Section]:
+def _repair(repair: Mapping[str, Any] | None, entries: Sequence[Entry]) -> list[Section]:
     if repair is None:
         return []
     minimal = "none of them can go back to half" if repair["minimal"] else "some of them might go back to half"
     ended = f"; the search was ended early by its limit of {repair['stopped']}" if repair["stopped"] else ""
-    lead = f"{len(repair['forced']):,} values were forced to FP32 to meet the tolerance, in {repair['runs']:,} runs; {minimal}{ended}."
-    rows = [[Cell(clean(value), code=True)] for value in repair["forced"][:CONSTANTS]]
-    table = Table("Values that repair forced to FP32", ("value, the one that contributes most first",), rows,
-                  max(0, len(repair["forced"]) - CONSTANTS))  # fmt: skip
+    lead = (
+        f"{len(repair['forced']):,} values were forced to FP32 to meet the tolerance, in {repair['runs']:,} runs; {minimal}{ended}."
+    )
+    places, begin = {entry.id: at for at, entry in enumerate(entries)}, beginning(entries)
+    rows = [
+        [Cell(shortened(value, begin), code=True, href=f"#v{places[value]}" if value in places else "")]
+        for value in repair["forced"][:CONSTANTS]
+    ]
+    table = Table(
+        "Values that repair forced to FP32",
+        ("value, the one that contributes most first",),
+        rows,
+        max(0, len(repair["forced"]) - CONSTANTS),
+    )
     return [Section("repair", "Repair", lead, tables=[table] if rows else ())]

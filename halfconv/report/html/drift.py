@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halfconv.drift.gate import HIGHER_IS_BETTER
+from halfconv.drift.gate import HIGHER_IS_BETTER, MEASURES
 from halfconv.report.html.network import (
     Entry,
+    beginning,
     drift_chart,
     map_data,
     precision_chart,
     regions,
+    shortened,
     span_chart,
     worst_table,
 )
@@ -23,10 +25,18 @@ __all__ = ["evaluated", "limit_of", "metrics", "network_sections", "outputs", "s
 EVALUATED = {"simulate": "with a GPU's rounding simulated on the CPU", "cpu": "on ONNX Runtime's CPU provider", "cuda": "on CUDA"}
 #: Heading -> measure, and how it is shown; a measure that no output has is left out.
 COLUMNS = (
-    ("rel_l2", "rel_l2", figure), ("largest error", "max_abs", figure), ("cosine", "cosine", lambda v: figure(v) if v is None else f"{v:.6f}"),
-    ("ulps, p99", "ulp_p99", figure), ("same argmax", "argmax_agreement", share), ("equal", "agreement", share),
-    ("new NaN", "new_nan", figure), ("new Inf", "new_inf", figure), ("zeroed", "zeroed", share),
-)  # fmt: skip
+    ("rel_l2", "rel_l2", figure),
+    ("largest error", "max_abs", figure),
+    ("cosine", "cosine", lambda value: figure(value) if value is None else f"{value:.6f}"),
+    ("ulps, p99", "ulp_p99", figure),
+    ("same argmax", "argmax_agreement", share),
+    ("equal", "agreement", share),
+    ("new NaN", "new_nan", figure),
+    ("new Inf", "new_inf", figure),
+    ("zeroed", "zeroed", share),
+)
+#: Measures that a telephone shows, too.
+MAIN = frozenset({"rel_l2", "agreement"})
 #: Outputs and metrics that are listed.
 ROWS = 200
 
@@ -70,14 +80,15 @@ def outputs(drift: Mapping[str, Any]) -> Section:
         cells.append(Cell("within" if output["passed"] else "beyond", state="good" if output["passed"] else "bad"))
         rows.append(cells)
     columns = ("output", *(name for name, _, _ in known), "tolerance")
-    tables = [Table("Drift of every output", columns, rows, len(drift["outputs"]) - len(shown))]
-    broken = [
+    minor = frozenset(place for place, (_, measure, _) in enumerate(known, 1) if measure not in MAIN)
+    tables = [Table("Drift of every output", columns, rows, len(drift["outputs"]) - len(shown), minor)]
+    failures = [
         [Cell(clean(output["name"]), code=True), Cell(clean(sentence), state="bad")]
         for output in shown
         for sentence in dict.fromkeys([*([output["shape_change"]] if output["shape_change"] else []), *output["failures"]])
     ]
-    if broken:
-        tables.append(Table("What is beyond the tolerance", ("output", "found"), broken[:ROWS], max(0, len(broken) - ROWS)))
+    if failures:
+        tables.append(Table("What is beyond the tolerance", ("output", "found"), failures[:ROWS], max(0, len(failures) - ROWS)))
     bounds = ", ".join(_bound(key, limit) for key, limit in drift["tolerance"].items())
     lead = f"Each output beside the FP32 model's, {evaluated(drift)}, on {sampled(drift)}."
     return Section("outputs", "Drift per output", f"{lead} Tolerance: {bounds}." if bounds else lead, tables=tables)
@@ -85,7 +96,7 @@ def outputs(drift: Mapping[str, Any]) -> Section:
 
 def _bound(key: str, limit: float) -> str:
     measure = key.partition("@")[0]
-    named = clean(key) if any(measure == known for _, known, _ in COLUMNS) or measure in HIGHER_IS_BETTER else f"drop of {clean(key)}"
+    named = clean(key) if measure in MEASURES else f"drop of {clean(key)}"
     return f"{named} {'≥' if measure in HIGHER_IS_BETTER else '≤'} {limit:g}"
 
 
@@ -94,16 +105,20 @@ def metrics(drift: Mapping[str, Any]) -> list[Section]:
     rows = []
     for name, found in drift["metrics"].items():
         figures = [metric_figure(name, found[key]) for key in ("reference", "candidate", "drop", "limit")]
-        verdict = Cell("reported") if found["limit"] is None else Cell("within" if found["passed"] else "beyond",
-                                                                       state="good" if found["passed"] else "bad")  # fmt: skip
+        verdict = (
+            Cell("reported")
+            if found["limit"] is None
+            else Cell("within" if found["passed"] else "beyond", state="good" if found["passed"] else "bad")
+        )
         rows.append([Cell(clean(name)), *(Cell(text, number=True) for text in figures), verdict])
     columns = ("metric", "FP32", "half", "drop", "allowed", "tolerance")
-    return [Section("metrics", "Metrics", tables=[Table("Metrics of both models", columns, rows[:ROWS])])] if rows else []
+    table = Table("Metrics of both models", columns, rows[:ROWS], max(0, len(rows) - ROWS), frozenset({4}))
+    return [Section("metrics", "Metrics", tables=[table])] if rows else []
 
 
 def network_sections(
     entries: Sequence[Entry], drift: Mapping[str, Any] | None, to: str, *, measured: bool
-) -> tuple[list[Section], dict[str, Any] | None]:  # fmt: skip
+) -> tuple[list[Section], dict[str, Any] | None]:
     """Return the parts about the values inside, and the data of the map.
 
     Args:
@@ -119,8 +134,12 @@ def network_sections(
     limit = None if drift is None or worst is None else limit_of(drift, "rel_l2", worst["name"])
     along, table = drift_chart(entries, limit), worst_table(entries)
     if along is not None:
-        lead = "How far each value inside is from the FP32 model's, and where the error arises. A dot leads to its value on the map."
-        first = f" First to go wrong: {clean(drift['first_bad'])}." if drift and drift["first_bad"] else ""
+        lead = (
+            "How far each value inside is from the FP32 model's, and where the error arises. A dot leads to its value on the map."
+        )
+        begin = beginning(entries)
+        first = f" First to go wrong: {shortened(drift['first_bad'], begin)}." if drift and drift["first_bad"] else ""
+        first += f" Names begin with {clean(begin)}, written …/ here." if begin and table else ""
         found.append(Section("network", "Drift along the network", lead + first, [along], [table] if table else ()))
     elif measured:
         found.append(Section("network", "Drift along the network", "No value inside drifts, or none could be compared."))
@@ -129,12 +148,13 @@ def network_sections(
     lead = f"{stays:,} of {len(entries):,} values stay FP32." + (
         "" if kept or not stays else " Why is not in the file: the page of convert knows the reasons."
     )
-    found.append(Section("precision", "What stays FP32, where, and why", lead, [strip] if strip else (), [kept] if kept else (), map=True))
+    title = "What stays FP32, where, and why"
+    found.append(Section("precision", title, lead, [strip] if strip else (), [kept] if kept else (), map=True))
     spans = span_chart(entries, to)
     if spans is not None:
         lead = (
-            "Each line reaches from the smallest to the largest magnitude of a value. Above the band half is infinite; below it half "
-            "loses digits, and then all of them."
+            "Each line reaches from the smallest to the largest magnitude of a value. Above the band half is infinite; below it "
+            "half loses digits, and then all of them."
         )
         found.append(Section("ranges", "Value ranges", lead, [spans]))
     return found, map_data(entries)

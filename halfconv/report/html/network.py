@@ -13,13 +13,26 @@ from halfconv.report.html.charts import Drift, Mark, Spans, Strip
 from halfconv.report.html.view import Cell, Table, clean
 from halfconv.report.text import figure
 
-__all__ = ["Entry", "drift_chart", "entries_of_layers", "entries_of_plan", "map_data", "precision_chart", "regions", "span_chart",
-           "worst_table"]  # fmt: skip
+__all__ = [
+    "Entry",
+    "beginning",
+    "drift_chart",
+    "entries_of_layers",
+    "entries_of_plan",
+    "map_data",
+    "precision_chart",
+    "regions",
+    "shortened",
+    "span_chart",
+    "worst_table",
+]
 
 #: Values that a chart points out, and that are listed as worst.
 MARKS, WORST = 8, 12
 #: Reasons that have a colour of their own; the last one stands for all others.
 REASONS = 6
+#: Share of the ids that must begin alike, and with so many characters, to be written shorter in tables.
+SHARED, SHORT = 0.6, 12
 #: Regions that are listed.
 REGIONS = 40
 LAYOUTS = {"fp16": BINARY16, "bf16": BFLOAT16}
@@ -80,11 +93,22 @@ def entries_of_plan(plan: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]
         culprit = f"{value['op']} {value['node']}".strip()
         found.append(
             Entry(
-                value["id"], place["node"], place["op"], _path(place["scope"], place["node"]), value["dtype"] != "float",
-                value["rule"], value["reason"], culprit, held.get("smallest"), held.get("absmax"), held.get("overflow") or 0.0,
-                layer.get("rel_l2"), layer.get("added"), layer.get("verdict", ""),
+                value["id"],
+                place["node"],
+                place["op"],
+                _path(place["scope"], place["node"]),
+                value["dtype"] != "float",
+                value["rule"],
+                value["reason"],
+                culprit,
+                held.get("smallest"),
+                held.get("absmax"),
+                held.get("overflow") or 0.0,
+                layer.get("rel_l2"),
+                layer.get("added"),
+                layer.get("verdict", ""),
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -92,11 +116,18 @@ def entries_of_layers(layers: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """Return the values that were compared, in topological order; see `entries_of_plan`."""
     return [
         Entry(
-            layer["value"], layer["node"], layer["op"] or "Input", _path(layer["scope"], layer["node"]), layer["dtype"] != "float32",
-            largest=layer["reference_absmax"], drift=layer["rel_l2"], added=layer["added"], verdict=layer["verdict"],
+            layer["value"],
+            layer["node"],
+            layer["op"] or "Input",
+            _path(layer["scope"], layer["node"]),
+            layer["dtype"] != "float32",
+            largest=layer["reference_absmax"],
+            drift=layer["rel_l2"],
+            added=layer["added"],
+            verdict=layer["verdict"],
         )
         for layer in layers
-    ]  # fmt: skip
+    ]
 
 
 def _path(scope: str, node: str) -> tuple[str, ...]:
@@ -110,6 +141,21 @@ def _label(entry: Entry) -> str:
     return clean(entry.id)
 
 
+def beginning(entries: Sequence[Entry]) -> str:
+    """Return how most ids begin, up to a slash, which tables need not repeat; "" if they have little in common."""
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        parts = entry.id.split("/")
+        counts.update("/".join(parts[:depth]) + "/" for depth in range(1, len(parts)))
+    shared = [prefix for prefix, count in counts.items() if count >= SHARED * len(entries) and len(prefix) >= SHORT]
+    return max(shared, key=len, default="")
+
+
+def shortened(text: str, begin: str) -> str:
+    """Return a text without what ids begin with."""
+    return clean(text.replace(begin, "…/") if begin else text)
+
+
 def _rules(entries: Sequence[Entry]) -> list[str]:
     """Return the rules that keep values in FP32, the most frequent first."""
     counts = Counter(entry.rule for entry in entries if not entry.half)
@@ -118,24 +164,28 @@ def _rules(entries: Sequence[Entry]) -> list[str]:
 
 def map_data(entries: Sequence[Entry]) -> dict[str, Any]:
     """Return what the page's script shows: columns, with names that repeat as numbers of a list."""
-    ops, scopes, reasons = (_numbered(column) for column in (
-        (clean(entry.op) for entry in entries), (tuple(map(clean, entry.scope)) for entry in entries),
-        ((clean(entry.rule), clean(entry.reason)) for entry in entries),
-    ))  # fmt: skip
+    ops, scopes, reasons = (
+        _numbered(column)
+        for column in (
+            (clean(entry.op) for entry in entries),
+            (tuple(map(clean, entry.scope)) for entry in entries),
+            ((clean(entry.rule), clean(entry.reason)) for entry in entries),
+        )
+    )
     ranks = {rule: min(rank, REASONS - 1) for rank, rule in enumerate(_rules(entries))}
     return {
-        "ops": list(ops[0]), "scopes": [list(scope) for scope in scopes[0]],
+        "ops": list(ops[0]),
+        "scopes": [list(scope) for scope in scopes[0]],
         "reasons": [[rule, reason, ranks.get(rule, 0)] for rule, reason in reasons[0]],
         "ids": [clean(entry.id) for entry in entries],
-        "nodes": [clean(entry.node) for entry in entries], "op": ops[1], "scope": scopes[1],
+        "nodes": [clean(entry.node) for entry in entries],
+        "op": ops[1],
+        "scope": scopes[1],
         "reason": [-1 if entry.half else number for entry, number in zip(entries, reasons[1], strict=True)],
         "culprits": [clean(entry.culprit) for entry in entries],
         "verdicts": [clean(entry.verdict) for entry in entries],
-        **{
-            name: [_number(getattr(entry, name)) for entry in entries]
-            for name in ("smallest", "largest", "drift", "added")
-        },
-    }  # fmt: skip
+        **{name: [_number(getattr(entry, name)) for entry in entries] for name in ("smallest", "largest", "drift", "added")},
+    }
 
 
 def _numbered(column: Any) -> tuple[dict[Any, int], list[int]]:
@@ -155,8 +205,11 @@ def drift_chart(entries: Sequence[Entry], limit: float | None) -> Drift | None:
     heights = [_height(entry.drift) for entry in entries]
     if not any(heights):
         return None
-    marks = [Mark(at, heights[at] or 0.0, f"#v{at}", f"{_label(entries[at])}, rel_l2 {_words(entries[at].drift)}")
-             for at in _worst(entries)[:MARKS] if heights[at]]  # fmt: skip
+    marks = [
+        Mark(at, heights[at] or 0.0, f"#v{at}", f"{_label(entries[at])}, rel_l2 {_words(entries[at].drift)}")
+        for at in _worst(entries)[:MARKS]
+        if heights[at]
+    ]
     label = "Drift (rel_l2) of every value from input to output, on a logarithmic scale; the values that add most are links."
     return Drift(label, [height or None for height in heights], limit, marks)
 
@@ -184,20 +237,19 @@ def worst_table(entries: Sequence[Entry]) -> Table | None:
     worst = _worst(entries)[:WORST]
     if not worst:
         return None
-    rows = []
-    for at in worst:
-        entry = entries[at]
-        rows.append(
-            [
-                Cell(_label(entry), href=f"#v{at}", code=True), Cell(clean(entry.op)), Cell("half" if entry.half else "FP32"),
-                Cell(_words(entry.added), number=True), Cell(_words(entry.drift), number=True),
-                Cell(clean(entry.verdict), state="bad" if entry.verdict else ""),
-            ]
-        )  # fmt: skip
-    columns = ("value", "operator", "held in", "adds rel_l2", "rel_l2", "what is wrong")
-    if not any(entries[at].verdict for at in worst):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    return Table("Values that add most drift, the worst first", columns, rows)
+    begin = beginning(entries)
+    rows = [
+        [
+            Cell(shortened(entries[at].id, begin), href=f"#v{at}", code=True, below=shortened(entries[at].verdict, begin)),
+            Cell(clean(entries[at].op)),
+            Cell("half" if entries[at].half else "FP32"),
+            Cell(_words(entries[at].added), number=True),
+            Cell(_words(entries[at].drift), number=True),
+        ]
+        for at in worst
+    ]
+    columns = ("value", "operator", "held in", "adds rel_l2", "rel_l2")
+    return Table("Values that add most drift, the worst first", columns, rows, minor=frozenset({1, 2, 4}))
 
 
 def precision_chart(entries: Sequence[Entry]) -> Strip | None:
@@ -216,41 +268,48 @@ def precision_chart(entries: Sequence[Entry]) -> Strip | None:
 
 def span_chart(entries: Sequence[Entry], to: str) -> Spans | None:
     """Return magnitudes against half's range; None if no range was measured."""
-    spans = [
-        (entry.smallest, entry.largest) if entry.largest and entry.smallest is not None else None for entry in entries
-    ]
+    spans = [(entry.smallest, entry.largest) if entry.largest and entry.smallest is not None else None for entry in entries]
     if not any(spans):
         return None
     layout = LAYOUTS[to]
-    beyond = sorted((at for at, entry in enumerate(entries) if (entry.largest or 0) > layout.max),
-                    key=lambda at: -(entries[at].largest or 0))  # fmt: skip
-    marks = [Mark(at, entries[at].largest or 0.0, f"#v{at}", f"{_label(entries[at])} reaches {figure(entries[at].largest)}")
-             for at in beyond[:MARKS]]  # fmt: skip
+    beyond = sorted(
+        (at for at, entry in enumerate(entries) if (entry.largest or 0) > layout.max), key=lambda at: -(entries[at].largest or 0)
+    )
+    marks = [
+        Mark(at, entries[at].largest or 0.0, f"#v{at}", f"{_label(entries[at])} reaches {figure(entries[at].largest)}")
+        for at in beyond[:MARKS]
+    ]
     label = (
-        f"Smallest and largest magnitude of every value from input to output, against half's range; {len(beyond):,} values pass its "
-        "largest number."
+        f"Smallest and largest magnitude of every value from input to output, against half's range; {len(beyond):,} values pass "
+        "its largest number."
     )
     return Spans(label, spans, ["half" if entry.half else "fp32" for entry in entries], layout.min_normal, layout.max, marks)
 
 
 def regions(entries: Sequence[Entry]) -> Table | None:
-    """Return what stays FP32, one row a reason with the values it keeps; None if nothing does."""
-    found: dict[tuple[str, str], list[Entry]] = {}
+    """Return what stays FP32, one row a rule; None if nothing does, or no rule is known."""
+    found: dict[str, list[Entry]] = {}
     for entry in entries:
-        if not entry.half and entry.reason:
-            found.setdefault((entry.rule, entry.reason), []).append(entry)
-    rows = sorted(found.items(), key=lambda item: -len(item[1]))
-    cells = [
+        if not entry.half and entry.rule:
+            found.setdefault(entry.rule, []).append(entry)
+    begin = beginning(entries)
+    rows = [
         [
-            Cell(f"{len(kept):,}", number=True), Cell(clean(rule), rule=clean(rule)), Cell(clean(reason)),
-            Cell(_culprits(kept), code=True),
+            Cell(clean(rule), rule=clean(rule)),
+            Cell(f"{len(kept):,}", number=True),
+            Cell(shortened(_more([entry.reason for entry in kept]), begin)),
+            Cell(shortened(_more([entry.culprit for entry in kept]), begin), code=True),
         ]
-        for (rule, reason), kept in rows[:REGIONS]
-    ]  # fmt: skip
-    columns = ("values", "rule", "why", "because of")
-    return Table("What stays FP32, by reason", columns, cells, max(0, len(rows) - REGIONS)) if cells else None
+        for rule, kept in ((rule, found[rule]) for rule in _rules(entries) if rule in found)
+    ]
+    columns = ("rule", "values", "why", "because of")
+    return Table("What stays FP32, by rule", columns, rows[:REGIONS], max(0, len(rows) - REGIONS), frozenset({3})) if rows else None
 
 
-def _culprits(kept: Sequence[Entry]) -> str:
-    names = list(dict.fromkeys(entry.culprit for entry in kept if entry.culprit))
-    return clean(names[0]) + (f" and {len(names) - 1:,} more" if len(names) > 1 else "") if names else ""
+def _more(texts: Sequence[str]) -> str:
+    """Return the most frequent of some texts, and how many others there are."""
+    counts = Counter(text for text in texts if text)
+    if not counts:
+        return ""
+    text = counts.most_common(1)[0][0]
+    return text + (f", and {len(counts) - 1:,} more" if len(counts) > 1 else "")

@@ -46,7 +46,7 @@ class Origin:
 
 def origin_of(
     arguments: Sequence[str], configured: Mapping[str, object], files: Mapping[str, Path | None], seeds: Mapping[str, int]
-) -> Origin:  # fmt: skip
+) -> Origin:
     """Collect where a page comes from.
 
     Args:
@@ -73,14 +73,15 @@ def origin_of(
     return Origin(shlex.join(["halfconv", *arguments]), settings, facts, versions, machine, made, dict(seeds))
 
 
-def environment(origin: Origin, more: Sequence[tuple[str, str]] = ()) -> Section:
+def environment(origin: Origin, more: Sequence[tuple[str, str]] = (), last: Sequence[tuple[str, str]] = ()) -> Section:
     """Return the part that says what the figures were made with.
 
     Args:
         origin: Where the page comes from.
         more: Facts that the command adds.
+        last: Facts that it adds behind all others.
     """
-    rows = [*more, *origin.machine.items(), *origin.versions.items(), ("made", origin.made)]
+    rows = [*more, *origin.machine.items(), *origin.versions.items(), ("made", origin.made), *last]
     return Section("environment", "Environment", facts=Facts([(clean(name), clean(text)) for name, text in rows]))
 
 
@@ -95,7 +96,10 @@ def reproduction(origin: Origin, more: Sequence[tuple[str, str]] = ()) -> Sectio
         for what, path, count, digest in origin.files
     ]
     return Section(
-        "reproduce", "How to reproduce", "The same command on the same files, with these versions, gives these figures again.",
-        tables=[Table("Files and their hashes", columns, cells)] if cells else (),
-        facts=Facts([(clean(name), clean(text)) for name, text in rows]) if rows else None, command=clean(origin.command),
-    )  # fmt: skip
+        "reproduce",
+        "How to reproduce",
+        "The same command on the same files, with these versions, gives these figures again.",
+        tables=[Table("Files and their hashes", columns, cells, minor=frozenset({1, 2}))] if cells else (),
+        facts=Facts([(clean(name), clean(text)) for name, text in rows], long=True) if rows else None,
+        command=clean(origin.command),
+    )

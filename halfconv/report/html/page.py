@@ -52,8 +52,12 @@ def render(view: View) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_text), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FunctionLoader(_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     style, script = _text("page.css"), _text("page.js")
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; base-uri 'none'; "
@@ -65,9 +69,13 @@ def render(view: View) -> str:
         for section in view.sections
     }
     return environment.get_template("page.html.j2").render(
-        view=view, policy=policy, style=safe(style), script=safe(script), charts=drawn,
+        view=view,
+        policy=policy,
+        style=safe(style),
+        script=safe(script),
+        charts=drawn,
         network=None if view.network is None else safe(_json(view.network)),
-    )  # fmt: skip
+    )
 
 
 def _text(name: str) -> str:
@@ -97,6 +105,8 @@ def _legend(chart: Chart) -> Sequence[tuple[str, str]]:
         case Strip():
             return [("band", "half"), *((f"r{number}", name) for number, name in enumerate(chart.reasons))]
         case Spans():
-            return [("half", "held in half"), ("fp32", "kept in FP32")] + ([("bad", "passes half's largest")] if chart.marks else [])
+            return [("half", "held in half"), ("fp32", "kept in FP32")] + (
+                [("bad", "passes half's largest")] if chart.marks else []
+            )
         case Drift() | Bars() | Lines():
             return []

@@ -1,7 +1,7 @@
 """Make matplotlib's SVG fit for the page: no style attributes, which the page's policy forbids, and colours by class.
 
-Charts are drawn in stand-in colours (`PAINTS`). Here each becomes a class, ``f-NAME`` for a fill and ``s-NAME`` for a stroke, so that
-one drawing serves light, dark and paper.
+Charts are drawn in stand-in colours (`PAINTS`). Here each becomes a class, ``f-NAME`` for a fill and ``s-NAME`` for a stroke, so
+that one drawing serves light, dark and paper.
 """
 
 from __future__ import annotations
@@ -22,8 +22,22 @@ PAINTS: Mapping[str, str] = {
 _NAMES = {colour: name for name, colour in PAINTS.items()}
 _SVG, _LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 #: What stays of a style, as an attribute of the same name.
-_KEPT = frozenset({"fill", "fill-opacity", "opacity", "stroke", "stroke-dasharray", "stroke-dashoffset", "stroke-linecap",
-                   "stroke-linejoin", "stroke-opacity", "stroke-width", "text-anchor"})  # fmt: skip
+_KEPT = frozenset(
+    {
+        "fill",
+        "fill-opacity",
+        "font-size",
+        "opacity",
+        "stroke",
+        "stroke-dasharray",
+        "stroke-dashoffset",
+        "stroke-linecap",
+        "stroke-linejoin",
+        "stroke-opacity",
+        "stroke-width",
+        "text-anchor",
+    }
+)
 
 
 def page_svg(drawn: str, label: str, links: Mapping[str, str]) -> str:
@@ -55,9 +69,10 @@ def _tidy(parent: ElementTree.Element, used: set[str], links: Mapping[str, str])
     if parent.get("id") not in used:
         parent.attrib.pop("id", None)
     _restyle(parent)
-    if parent.tag == f"{{{_SVG}}}a" and (address := parent.attrib.pop(_LINK, None)):
-        parent.attrib.pop("target", None)
+    if (address := parent.attrib.pop(_LINK, None)) is not None:
         parent.set("href", address)
+    if parent.tag == f"{{{_SVG}}}a" and address is not None:
+        parent.attrib.pop("target", None)
         parent.set("aria-label", links.get(address, address))
 
 
@@ -68,10 +83,8 @@ def _restyle(element: ElementTree.Element) -> None:
     for name, value in ((name.strip(), value.strip()) for name, value in declared.items()):
         if name in ("fill", "stroke") and value in _NAMES:
             classes.append(f"{name[0]}-{_NAMES[value]}")
-        elif name == "font":
+        elif name == "font":  # size and family in one, as older releases write it
             element.set("font-size", re.findall(r"([\d.]+)px", value)[0])
-            if "bold" in value or "700" in value:
-                element.set("font-weight", "600")
         elif name in _KEPT:
             element.set(name, value)
     if classes:

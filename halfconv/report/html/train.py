@@ -7,7 +7,7 @@ from typing import Any
 
 from halfconv.report.html.charts import Chart, Lines
 from halfconv.report.html.origin import Origin, environment, reproduction
-from halfconv.report.html.view import Cell, Section, Table, Tile, Verdict, View, clean, size
+from halfconv.report.html.view import Cell, Section, Table, Tile, Verdict, View, clean, file_name, size
 
 __all__ = ["train_view"]
 
@@ -26,8 +26,8 @@ def train_view(report: Mapping[str, Any], origin: Origin) -> View:
     name = clean(metric["name"].rpartition(":")[2])
     passed = metric["passed"]
     sentence = (
-        f"{name} on {report['rows']['test']:,} held-out examples is {metric['value']:.4f}; {metric['threshold']:g} is "
-        f"{'promised' if passed else 'promised and not reached'}."
+        f"{name} on {report['rows']['test']:,} held-out examples is {metric['value']:.4f}; the recipe promises "
+        f"{metric['threshold']:g}."
     )
     tiles = [
         Tile(name, f"{metric['value']:.4f}", f"{metric['threshold']:g} promised"),
@@ -39,18 +39,22 @@ def train_view(report: Mapping[str, Any], origin: Origin) -> View:
     scales = report["scales"]
     if len(scales) > 1:
         lead = "Each fall is a step whose gradients overflowed in FP16; it was skipped."
-        chart = Lines("Loss scale over steps.", [s for s, _ in scales], [v for _, v in scales], "step", "loss scale", steps=True, log=True)
+        chart = Lines(
+            "Loss scale over steps.", [s for s, _ in scales], [v for _, v in scales], "step", "loss scale", steps=True, log=True
+        )
         sections.append(Section("scale", "Loss scale", lead, [chart]))
     rows = [
-        ("recipe", report["recipe"]), ("what it does", report["title"]),
-        ("examples", f"{report['rows']['train']:,}, {report['rows']['test']:,} held out"), ("weights", f"{report['parameters']:,}"),
-        ("written to", report["output"]), ("opset", str(export["opset"])),
-    ]  # fmt: skip
+        ("recipe", report["recipe"]),
+        ("what it does", report["title"]),
+        ("examples", f"{report['rows']['train']:,}, {report['rows']['test']:,} held out"),
+        ("weights", f"{report['parameters']:,}"),
+        ("opset", str(export["opset"])),
+    ]
     if "weight_bytes" in export:
         rows.append(("bytes of weights", size(export["weight_bytes"])))
     sections += [environment(origin, rows), reproduction(origin, [("fold", str(report["fold"]))])]
     verdict = Verdict("good" if passed else "bad", "Reached" if passed else "Not reached", sentence)
-    return View("train", f"{clean(report['recipe'])}: {clean(report['title'])}", verdict, tiles, (), sections)
+    return View("train", f"{clean(report['recipe'])} → {file_name(report['output'])}", verdict, tiles, (), sections)
 
 
 def _charts(report: Mapping[str, Any], name: str) -> list[Chart]:
@@ -60,9 +64,9 @@ def _charts(report: Mapping[str, Any], name: str) -> list[Chart]:
     for key in _figures(history):
         if key == "seconds":
             continue
-        limit = report["metric"]["threshold"] if key in (name, report["metric"]["name"]) else None
+        label, limit = (name, report["metric"]["threshold"]) if key == "metric" else (clean(key), None)
         values = [entry[key] for entry in history]
-        found.append(Lines(f"{clean(key)} over epochs.", epochs, values, "epoch", clean(key), limit))
+        found.append(Lines(f"{label[:1].upper()}{label[1:]} over epochs.", epochs, values, "epoch", label, limit))
     return found
 
 

@@ -35,7 +35,7 @@ def validate_view(drift: Mapping[str, Any], origin: Origin) -> View:
     )
     sections = [outputs(drift), *metrics(drift), *_baseline(drift), *inside]
     stages = [(f"seconds: {stage}", f"{seconds:.2f}") for stage, seconds in drift["seconds"].items()]
-    sections += [environment(origin, [("format", drift["to"]), ("run", evaluated(drift)), *stages]), reproduction(origin)]
+    sections += [environment(origin, [("format", drift["to"]), ("run", evaluated(drift))], stages), reproduction(origin)]
     notes = [*drift["warnings"], *(f"not modelled: {sentence}" for sentence in drift["unmodelled"])]
     verdict = Verdict("good" if passed else "bad", "Passed" if passed else "Failed", _sentence(drift, worst))
     title = f"{file_name(drift['candidate'])} against {file_name(drift['reference'])}"
@@ -45,7 +45,9 @@ def validate_view(drift: Mapping[str, Any], origin: Origin) -> View:
 def _sentence(drift: Mapping[str, Any], worst: Mapping[str, Any] | None) -> str:
     """Say the verdict with its numbers."""
     on = f"on {sampled(drift)}, {evaluated(drift)}"
-    broken = [f"{clean(o['name'])}: {clean((o['failures'] or [o['shape_change']])[0])}" for o in drift["outputs"] if not o["passed"]]
+    broken = [
+        f"{clean(o['name'])}: {clean((o['failures'] or [o['shape_change']])[0])}" for o in drift["outputs"] if not o["passed"]
+    ]
     broken += [f"{clean(name)} drops by {metric['drop']:.4g}" for name, metric in drift["metrics"].items() if not metric["passed"]]
     broken += [clean(sentence) for sentence in drift["baseline"]]
     if broken:

@@ -10,7 +10,7 @@ from typing import Any
 from halfconv.report.html.charts import Chart
 from halfconv.report.text import visible
 
-__all__ = ["Cell", "Facts", "Section", "Table", "Tile", "Verdict", "View", "clean", "file_name", "size"]
+__all__ = ["Cell", "Facts", "Section", "Table", "Tile", "Verdict", "View", "clean", "file_name", "percent", "size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Cell:
         href: A place on the page.
         rule: A reason by which the map is filtered when the cell is pressed; "" for none.
         code: Whether the text is a name out of a model.
+        below: A sentence below the text, of what is wrong.
     """
 
     text: str
@@ -62,6 +63,7 @@ class Cell:
     href: str = ""
     rule: str = ""
     code: bool = False
+    below: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,14 @@ class Table:
         columns: Headings; a heading's cells are figures if its first cell is.
         rows: Cells.
         more: How many rows are left out.
+        minor: Places of the columns that a telephone leaves out.
     """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     more: int = 0
+    minor: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +91,11 @@ class Facts:
 
     Attributes:
         rows: (name, text) pairs.
+        long: Whether texts are long, so that each needs a line.
     """
 
     rows: Sequence[tuple[str, str]]
+    long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,14 @@ def clean(text: Any) -> str:
 def file_name(path: Any) -> str:
     """Return the last part of a path, to be shown."""
     return clean(Path(str(path)).name)
+
+
+def percent(part: int, whole: int) -> str:
+    """Return a share in whole percent that is 0 or 100 only if it is that."""
+    if not whole:
+        return "-"
+    rounded = round(100 * part / whole)
+    return f"{min(max(rounded, 1), 99) if 0 < part < whole else rounded}%"
 
 
 def size(count: float) -> str:

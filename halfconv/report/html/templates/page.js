@@ -94,18 +94,19 @@
     for (const at of inside) {
       const name = data.scopes[data.scope[at]][path.length];
       if (name === undefined) continue;
-      const group = groups.get(name) || { total: 0, kept: 0 };
-      group.total += 1;
+      const group = groups.get(name) || { places: [], kept: 0 };
+      group.places.push(at);
       group.kept += data.reason[at] >= 0;
       groups.set(name, group);
     }
     const items = [...groups].map(([name, group]) => {
-      const item = make("li"), button = make("button"), bar = make("meter");
+      const item = make("li"), button = make("button"), bar = make("meter"), total = group.places.length;
+      const target = deepest(group.places, [...path, name]);
       button.type = "button";
-      bar.max = group.total; bar.value = group.kept;
+      bar.max = total; bar.value = group.kept;
       bar.setAttribute("aria-hidden", "true");
-      button.append(make("span", "name", name), bar, make("span", "amount", `${whole(group.kept)} of ${whole(group.total)} FP32`));
-      button.addEventListener("click", () => go([...path, name], true));
+      button.append(make("span", "name", target.slice(path.length).join("/")), bar, make("span", "amount", `${whole(group.kept)} of ${whole(total)} FP32`));
+      button.addEventListener("click", () => go(target, true));
       item.append(button);
       return item;
     });
@@ -117,12 +118,16 @@
     const [rule, why, colour] = half ? ["", "", 0] : data.reasons[data.reason[at]];
     item.id = `v${at}`;
     item.tabIndex = -1;
-    item.append(make("span", `swatch ${half ? "b-half" : `b-r${colour}`}`), make("span", "code", data.ids[at]));
+    const id = data.ids[at], cut = id.lastIndexOf("/") + 1, name = make("span", "code");
+    name.append(make("span", "front", id.slice(0, cut)), id.slice(cut));
+    item.append(make("span", `swatch ${half ? "b-half" : `b-r${colour}`}`), name);
     const numbers = [];
     if (data.drift[at] !== null) numbers.push(`rel_l2 ${figure(data.drift[at])}`);
     if (data.smallest[at] !== null) numbers.push(`${figure(data.smallest[at])} to ${figure(data.largest[at])}`);
     else if (data.largest[at] !== null) numbers.push(`reaches ${figure(data.largest[at])}`);
-    item.append(make("span", "numbers", numbers.join("\n")));
+    const side = make("span", "numbers");
+    side.append(...numbers.map((text) => make("span", "", text)));
+    item.append(side);
     const scope = data.scopes[data.scope[at]].slice(path.length).join("/");
     const about = make("span", "about", [data.ops[data.op[at]], scope && `in ${scope}`].filter(Boolean).join(" "));
     about.append(half ? " · half" : ` · FP32${rule ? ` by ${rule}: ${why}` : ""}`);
