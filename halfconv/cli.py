@@ -18,6 +18,7 @@ from halfconv.errors import HalfconvError
 from halfconv.export_command import export
 from halfconv.formats_command import formats
 from halfconv.plan_commands import diff, explain, plan_option
+from halfconv.sweep_command import sweep
 from halfconv.terminal import Size
 from halfconv.terminal import console as _console
 from halfconv.terminal import json_option as _json_option
@@ -377,6 +378,7 @@ cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(formats)
+cli.add_command(sweep)
 cli.add_command(train)
 
 
