@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def inputs_for(
         yield batch, _sized(feeds, batched, batch, specs), ""
 
 
-def _is_fixed(dim: object) -> bool:
+def _is_fixed(dim: object) -> TypeGuard[int]:
     """Tell whether a dimension has a size; exporters write -1 for one that varies."""
     return isinstance(dim, int) and dim >= 0
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -34,11 +33,6 @@ def _half(entry: SweepEntry) -> str:
 
 def _size(entry: SweepEntry) -> str:
     found = _part(entry, "conversion")
-    return "" if found is None else decimal(found["bytes_after"])
-
-
-def _shrunk(entry: SweepEntry) -> str:
-    found = _part(entry, "conversion")
     return "" if found is None or not found["bytes_before"] else f"{found['bytes_after'] / found['bytes_before']:.0%}"
 
 
@@ -64,28 +58,17 @@ def _speedup(entry: SweepEntry) -> str:
     return "\n".join(f"{row['speedup']:.2f}" for row in _part(entry, "speed") or ())
 
 
-def _seconds(entry: SweepEntry) -> str:
-    found = _part(entry, "seconds")
-    return "" if found is None else f"{sum(found.values()):.1f}"
-
-
-def _result(entry: SweepEntry) -> str:
-    return entry.status + (", kept" if entry.state == "kept" else "")
-
-
 #: Heading and content; those that no job has are left out.
 COLUMNS: tuple[tuple[str, Callable[[SweepEntry], str]], ...] = (
     ("model", lambda entry: entry.name),
     ("target", lambda entry: entry.target),
     ("to", _precision),
-    ("result", _result),
+    ("result", lambda entry: entry.status),
     ("half", _half),
     ("size", _size),
-    ("of FP32", _shrunk),
     ("rel_l2", _drift),
-    ("p50 ms", _times),
+    ("ms", _times),
     ("speedup", _speedup),
-    ("s", _seconds),
 )
 _LEFT = frozenset({"model", "target", "to", "result"})
 
@@ -114,7 +97,7 @@ def _remarks(report: SweepReport) -> list[str]:
     if any(found["sample_kind"] == "synthetic" for found in drifts):
         said.append("* the samples are synthetic, which says little about accuracy; give samples in the fleet file")
     if providers := {row["provider"] for entry in report.entries for row in _part(entry, "speed") or ()}:
-        said.append(f"times were measured on {' and '.join(sorted(providers))}; speedup is over the FP32 model")
+        said.append(f"ms: median of a run, on {' and '.join(sorted(providers))}; size and speedup are relative to the FP32 model")
     if not report.dry_run and any(entry.status == "failed" and entry.state == "kept" for entry in report.entries):
         said.append("failed jobs are kept, too, until their input changes; --retry-failed does them again")
     return said
@@ -130,9 +113,8 @@ def _summary(report: SweepReport) -> str:
 
 def line(entry: SweepEntry, number: int, total: int) -> str:
     """Return a line of a log about a job that is done."""
-    why = "; ".join(_why(entry))
-    seconds = _seconds(entry)
-    return visible(f"[{number}/{total}] {_label(entry)}: {entry.status} in {seconds} s" + (f": {why}" if why else ""))
+    why = "; ".join(_why(entry)) or f"{sum((_part(entry, 'seconds') or {}).values()):.1f} s"
+    return visible(f"[{number}/{total}] {_label(entry)}: {entry.status}: {why}")
 
 
 def show_sweep(report: SweepReport, console: Console) -> None:
@@ -143,7 +125,7 @@ def show_sweep(report: SweepReport, console: Console) -> None:
         table.add_column(name, justify="left" if name in _LEFT else "right", overflow="fold", no_wrap=name != "model")
     for entry, *cells in zip(report.entries, *(cells for _, cells in columns), strict=True):
         texts = [escape("\n".join(visible(part) for part in cell.splitlines())) for cell in cells]
-        style = STYLES[entry.status]
+        style = STYLES[entry.status] + (" dim" if entry.state == "kept" else "")
         table.add_row(
             *(f"[{style}]{text}[/]" if name == "result" else text for (name, _), text in zip(columns, texts, strict=True))
         )

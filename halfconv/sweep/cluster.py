@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from halfconv.errors import EnvironmentProblem
+from halfconv.errors import EnvironmentProblem, UsageError
 from halfconv.sweep.outcome import FAILED, outcome
 from halfconv.sweep.process import Runner
 from halfconv.sweep.work import START
@@ -16,6 +17,8 @@ __all__ = ["run_on_cluster"]
 
 #: How often Ray begins a job again whose worker or machine it lost.
 RETRIES = 2
+#: Seconds in which a cluster must take a connection.
+PATIENCE = 10
 
 
 def run_on_cluster(
@@ -35,25 +38,42 @@ def run_on_cluster(
         The place of a task, and its outcome, as they end.
 
     Raises:
+        UsageError: The address is none.
         EnvironmentProblem: Ray is not installed, the cluster is not there, or no machine of it has what a job takes.
     """
     try:
         import ray
     except ImportError:
         raise EnvironmentProblem("--ray needs the package ray, which is not installed", "pip install 'halfconv[ray]'") from None
+    _check_listens(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except Exception as error:  # Ray has no class of its own for a cluster that is not there
-        words = str(error).strip().splitlines()
-        raise EnvironmentProblem(
-            f"no Ray cluster answers at {address}: {words[0] if words else type(error).__name__}", "ray status, or another --ray"
-        ) from None
+        raise _no_cluster(address, error) from None
     try:
         _check_room(ray, gpus)
         yield from _run(ray, tasks, jobs, gpus)
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()  # which ends the workers of this driver, and they their jobs
+
+
+def _check_listens(address: str) -> None:
+    """Refuse an address at which nobody listens: Ray would try again for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not (host and colon and port.isdecimal() and int(port) < 1 << 16):
+        raise UsageError(f"--ray {address} is no address", "auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> EnvironmentProblem:
+    words = str(error).strip().splitlines() or [type(error).__name__]
+    return EnvironmentProblem(f"no Ray cluster answers at {address}: {words[0]}", "ray status, another --ray, or RAY_AUTH_MODE=token where it wants one")
 
 
 def _check_room(ray: Any, gpus: float) -> None:

@@ -137,7 +137,7 @@ def read_option(name: str, value: Any) -> tuple[Any, str, str]:
     entries = found if isinstance(found, tuple) else (found,)
     if option.choices and (wrong := [entry for entry in entries if entry not in option.choices]):
         return None, f"{name}: there is no {wrong[0]!r}", _close(str(wrong[0]), option.choices)
-    if len(set(entries)) < len(entries):
+    if isinstance(found, tuple) and len(set(found)) < len(found):
         return None, f"{name}: {next(entry for entry in entries if entries.count(entry) > 1)!r} is there twice", "each once"
     return found, "", ""
 
