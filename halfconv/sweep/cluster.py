@@ -73,7 +73,8 @@ def _check_listens(address: str) -> None:
 
 def _no_cluster(address: str, error: Exception) -> EnvironmentProblem:
     words = str(error).strip().splitlines() or [type(error).__name__]
-    return EnvironmentProblem(f"no Ray cluster answers at {address}: {words[0]}", "ray status, another --ray, or RAY_AUTH_MODE=token where it wants one")
+    advice = "ray status, another --ray, or RAY_AUTH_MODE=token in the environment where it wants one"
+    return EnvironmentProblem(f"no Ray cluster answers at {address}: {words[0]}", advice)
 
 
 def _check_room(ray: Any, gpus: float) -> None:

@@ -35,8 +35,8 @@ from halfconv.sweep.options import OPTIONS, PATHS, read_option
 
 __all__ = ["Fleet", "FleetModel", "read_fleet"]
 
-#: Characters of a name, which becomes a folder's.
-_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")
+#: A name, which becomes a folder's, and the most bytes that it has.
+_NAME, _NAME_BYTES = re.compile(r"[^\W_][\w.+-]*"), 100
 _KEYS = ("path", "name", *OPTIONS)
 
 
@@ -129,7 +129,7 @@ def _entry(table: Mapping[str, Any], label: str) -> _Entry:
     path, name = table.get("path"), table.get("name")
     if not isinstance(path, str) or not path or "\0" in path:
         raise UsageError(f"{label}: has no path" if path is None else f"{label}: path is {path!r}", 'path = "model.onnx"')
-    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name) and len(name.encode()) <= _NAME_BYTES):
         raise UsageError(f"{label}: name is {name!r}, which cannot be a folder's", "letters, digits, and . + - _ after the first")
     return _Entry(label, path, name, given)
 
@@ -240,7 +240,7 @@ def _name(path: Path, depth: int) -> str:
     """Return a name from the last parts of a path."""
     parts = (*path.parent.parts, path.stem)[-depth:]
     text = re.sub(r"[^\w.+-]+", "_", "-".join(parts)).lstrip("_.+-")
-    return text[-100:].lstrip("_.+-") or "model"
+    return text.encode()[-_NAME_BYTES:].decode(errors="ignore").lstrip("_.+-") or "model"
 
 
 def _near(path: Path) -> str:

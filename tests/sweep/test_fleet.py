@@ -66,6 +66,13 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(fleet: Path) -> Non
     assert [model.path.name for model in read_fleet(fleet).models] == ["m[1].onnx"]
 
 
+def test_long_and_odd_file_names_give_names_of_folders(fleet: Path) -> None:
+    for name in ("ä" * 120, "a b (1)", "...", "_"):
+        save_model(fleet.parent / "odd" / f"{name}.onnx")
+    save_fleet(fleet, {"path": "odd/*.onnx"}, {"path": "odd/....onnx"})
+    assert sorted(model.name for model in read_fleet(fleet).models) == ["a_b_1_", "odd-...", "odd-_", "ä" * 50]
+
+
 def test_jobs_are_models_times_targets_times_precisions(fleet: Path) -> None:
     save_fleet(fleet, {"path": "*.onnx"}, {"path": "deep/b.onnx", "to": "fp16"}, targets=["cuda", "coreml"], to=["fp16", "bf16"])
     jobs, notes = make_jobs(read_fleet(fleet))
@@ -98,6 +105,7 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("metric", {"path": "a.onnx", "metric": "accuracy"}, {}, r"metric needs samples"),
     ("auto", {"path": "a.onnx", "to": "auto"}, {}, r"to = \"auto\" needs samples"),
     ("name", {"path": "a.onnx", "name": "../a"}, {}, r"name is '\.\./a', which cannot be a folder's"),
+    ("long name", {"path": "a.onnx", "name": "ä" * 51}, {}, r"which cannot be a folder's"),
     ("name of many", {"path": "**/*.onnx", "name": "x"}, {}, r"a pattern has the name 'x'"),
 ]  # fmt: skip
 

@@ -50,6 +50,7 @@ def wait_for(what: Callable[[], Any]) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_a_sweep_converts_validates_and_measures(folder: Path, cli: Callable[..., Run]) -> None:
     save_model(folder / "a.onnx")
     save_samples(folder / "a.npz")
@@ -64,7 +65,7 @@ def test_a_sweep_converts_validates_and_measures(folder: Path, cli: Callable[...
     half, brain = (job["result"] for job in content["jobs"])
     model = onnx.load(half["conversion"]["output"])
     assert {tensor.data_type for tensor in model.graph.initializer} == {onnx.TensorProto.FLOAT16}
-    assert half["drift"]["samples"] == 3 and 0 < half["drift"]["rel_l2"] < 1e-2
+    assert half["drift"]["sample_kind"] == "given" and 0 < half["drift"]["rel_l2"] < 1e-2
     assert [row["batch"] for row in half["speed"]] == [1, 4]
     assert brain["speed"] is None and any("not measured" in note for note in brain["notes"])
     for found in results(folder / "fleet.sweep").values():
@@ -72,6 +73,7 @@ def test_a_sweep_converts_validates_and_measures(folder: Path, cli: Callable[...
     assert (folder / "table.md").read_text("utf-8").count("| a | portable |") == 2
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(folder: Path, cli: Callable[..., Run]) -> None:
     for number, name in enumerate(("a", "b")):
         save_model(folder / f"{name}.onnx", number)
@@ -114,6 +116,7 @@ def test_results_may_be_moved_with_their_fleet(folder: Path, tmp_path: Path) -> 
     assert Path(entry.result["conversion"]["output"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_bad_model_stops_no_other(folder: Path, cli: Callable[..., Run]) -> None:
     save_evil(folder)
     for name in ("good", "crash", "crash_once", "leave", "hang", "memory", "shout"):
@@ -169,13 +172,20 @@ def test_a_bad_model_stops_no_other(folder: Path, cli: Callable[..., Run]) -> No
 
 
 def test_drift_is_told_from_failure(folder: Path, cli: Callable[..., Run]) -> None:
-    save_model(folder / "a.onnx")
-    fleet = save_fleet(folder / "fleet.toml", {"path": "a.onnx"}, tolerance={"rel_l2": 1e-7}, seed=1)
+    model = onnx.parser.parse_model(
+        '''<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 8] x) => (float[n, 8] y) <float c = {100.0}> { h = Add (x, c)  y = Sub (h, c) }'''
+    )
+    onnx.save(model, folder / "a.onnx")
+    fleet = save_fleet(folder / "fleet.toml", {"path": "a.onnx"}, block_list="none", allow_op=["Add", "Sub"])
     done = cli(fleet, "--json")
     content = strict(done.out)
     validate("sweep", content)
-    status = content["jobs"][0]["result"]["status"]
-    assert done.code == 1 and status in ("drifted", "failed")
+    assert done.code == 1
+    (result,) = (job["result"] for job in content["jobs"])
+    assert result["status"] == "drifted" and result["error"] is None
+    assert "rel_l2" in result["drift"]["failures"][0]
+    assert Path(result["conversion"]["output"]).is_file(), "it is kept for study"
 
 
 def test_a_killed_worker_is_begun_again_with_all_that_it_started_gone(folder: Path) -> None:
@@ -197,7 +207,8 @@ def test_a_killed_worker_is_begun_again_with_all_that_it_started_gone(folder: Pa
     assert (result["status"], result["attempts"]) == ("passed", 2)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
 def test_a_killed_driver_leaves_what_is_done_and_nothing_half_done(folder: Path, how: signal.Signals) -> None:
     save_evil(folder)
     for number, name in enumerate(("a", "b", "c")):
@@ -285,6 +296,7 @@ def test_wrong_options_are_said_before_anything_is_done(
     assert not results(folder / "fleet.sweep")
 
 
+@pytest.mark.slow
 def test_measuring_waits_for_a_quiet_machine(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     save_model(folder / "a.onnx")
