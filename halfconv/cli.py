@@ -19,6 +19,7 @@ from halfconv.export_command import export
 from halfconv.formats_command import formats
 from halfconv.html_option import COMMAND, check_html, html_option
 from halfconv.plan_commands import diff, explain, plan_option
+from halfconv.sweep_command import sweep
 from halfconv.terminal import Size
 from halfconv.terminal import console as _console
 from halfconv.terminal import json_option as _json_option
@@ -402,6 +403,7 @@ cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(formats)
+cli.add_command(sweep)
 cli.add_command(train)
 
 

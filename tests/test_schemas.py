@@ -22,7 +22,7 @@ from halfconv.planning import plan_model
 
 NAMES = (
     "baseline", "bench", "convert", "demo", "diff", "doctor", "explain", "export", "formats", "inspect", "plan", "profile",
-    "ranges", "train", "validate",
+    "ranges", "sweep", "sweep_result", "train", "validate",
 )  # fmt: skip
 
 

@@ -22,14 +22,24 @@ COMMANDS: dict[str, list[str]] = {
     "validate": ["validate", "digits_cnn.onnx", "digits_cnn.fp16.onnx", "--samples", "digits_cnn.npz", "--html"],
     "bench": ["bench", "digits_cnn.onnx", "digits_cnn.fp16.onnx", "--batch", "1,4", "--seconds", "0.2", "--provider", "cpu",
               "--html"],
+    "sweep": ["sweep", "fleet.toml", "--jobs", "2", "--html"],
     "train": ["train", "digits_mlp", "-o", "trained", "--epochs", "2", "--precision", "fp16", "--html"],
 }  # fmt: skip
+
+FLEET = """bench = true
+models = [
+  { path = "digits_cnn.onnx", samples = "digits_cnn.npz", to = ["fp16", "bf16"] },
+  { path = "broken.onnx" },
+]
+"""
 
 
 def write_pages(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     """Write the pages of some commands, each NAME.html, as the commands do."""
     for file in ("digits_cnn.onnx", "digits_cnn.npz"):
         shutil.copy(ROOT / "models" / file, folder / file)
+    (folder / "fleet.toml").write_text(FLEET, "utf-8")
+    (folder / "broken.onnx").write_bytes(b"no model")
     found = {}
     for name in names:
         run(*COMMANDS[name], f"{name}.html", "--json")
