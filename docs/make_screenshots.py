@@ -2,8 +2,8 @@
 
     python docs/make_screenshots.py [FOLDER]
 
-Needs the extras ``test`` and ``demo`` and Debian's ``chromium``; with Debian's ``fonts-inter`` the letters are those of the committed
-pictures. FOLDER keeps the reports and what they rest on.
+Needs the extras ``test`` and ``demo`` and Debian's ``chromium``; with Debian's ``fonts-inter`` the letters are those of the
+committed pictures. FOLDER keeps the reports and what they rest on.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ IMAGES = ROOT / "docs" / "images"
 #: Width of the window -> height of the picture.
 WINDOWS = {1280: 1440, 390: 844}
 #: So many colours keep a picture small and look the same.
-COLOURS = 96
+COLOURS = 192
+DIGITS = ["digits_cnn.onnx", "digits_cnn.fp16.onnx"]
 MAGIKA = ["convert", "magika.onnx", "--samples", "halfconv.demo:samples", "--tolerance", "rel_l2=1e-3", "--html"]
 #: Picture -> the command that writes its report, the part of the page with which it begins, and whether the page is dark.
 PICTURES: dict[str, tuple[list[str], str, bool]] = {
     "report-convert": (MAGIKA, "", False),
     "report-map": (MAGIKA, "precision", True),
-    "report-validate": (["validate", "digits_cnn.onnx", "digits_cnn.fp16.onnx", "--samples", "digits_cnn.npz", "--html"], "", False),
+    "report-validate": (["validate", *DIGITS, "--samples", "digits_cnn.npz", "--html"], "", False),
     "report-bench": (["bench", "magika.onnx", "magika.fp16.onnx", "--batch", "1,8", "--provider", "cpu", "--html"], "", False),
 }
 #: What is done before.
@@ -60,9 +61,14 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         for name, (command, part, dark) in PICTURES.items():
             for width, height in WINDOWS.items():
-                page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
+                scheme = "dark" if dark else "light"
+                page = browser.new_page(
+                    viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+                )  # fmt: skip
                 page.goto(reports[" ".join(command)].absolute().as_uri() + (f"#{part}" if part else ""))
-                page.wait_for_timeout(500)
+                if part:
+                    page.locator("#modules button").first.click()
+                    page.evaluate(f"document.getElementById('{part}').scrollIntoView()")
                 picture = Image.open(io.BytesIO(page.screenshot()))
                 picture.quantize(COLOURS, dither=Image.Dither.NONE).save(IMAGES / f"{name}-{width}.png", optimize=True)
         browser.close()

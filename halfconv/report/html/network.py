@@ -297,8 +297,8 @@ def regions(entries: Sequence[Entry]) -> Table | None:
         [
             Cell(clean(rule), rule=clean(rule)),
             Cell(f"{len(kept):,}", number=True),
-            Cell(shortened(_more([entry.reason for entry in kept]), begin)),
-            Cell(shortened(_more([entry.culprit for entry in kept]), begin), code=True),
+            Cell(shortened(_more([entry.reason for entry in kept], "other reasons"), begin)),
+            Cell(shortened(_more([entry.culprit for entry in kept], "more"), begin), code=True),
         ]
         for rule, kept in ((rule, found[rule]) for rule in _rules(entries) if rule in found)
     ]
@@ -306,10 +306,10 @@ def regions(entries: Sequence[Entry]) -> Table | None:
     return Table("What stays FP32, by rule", columns, rows[:REGIONS], max(0, len(rows) - REGIONS), frozenset({3})) if rows else None
 
 
-def _more(texts: Sequence[str]) -> str:
+def _more(texts: Sequence[str], others: str) -> str:
     """Return the most frequent of some texts, and how many others there are."""
     counts = Counter(text for text in texts if text)
     if not counts:
         return ""
     text = counts.most_common(1)[0][0]
-    return text + (f", and {len(counts) - 1:,} more" if len(counts) > 1 else "")
+    return text + (f", and {len(counts) - 1:,} {others}" if len(counts) > 1 else "")

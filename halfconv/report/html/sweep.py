@@ -53,8 +53,8 @@ def _sentence(report: Mapping[str, Any]) -> str:
     if report["passed"]:
         return f"All {total:,} jobs of {models:,} models are within their tolerances."
     return (
-        f"{counts['passed']:,} of {total:,} jobs of {models:,} models are within their tolerances; {counts['drifted']:,} drifted and "
-        f"{counts['failed']:,} failed."
+        f"{counts['passed']:,} of {total:,} jobs of {models:,} models are within their tolerances; {counts['drifted']:,} drifted "
+        f"and {counts['failed']:,} failed."
     )
 
 
