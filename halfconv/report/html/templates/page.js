@@ -140,7 +140,9 @@
   const draw = () => {
     const found = matches(), top = deepest(all, []);
     if (path.length < top.length) path = top;
-    let inside = found.filter((at) => within(at, path));
+    /* What is searched for may lie outside the module that is shown. */
+    if (found.length && !found.some((at) => within(at, path))) path = top;
+    const inside = found.filter((at) => within(at, path));
     const key = $("order").value, rows = key ? [...inside].sort((a, b) => rank(data[key][b]) - rank(data[key][a])) : inside;
     /* The values of a module lie inside its modules, unless something is searched for. */
     const searching = key || ["words", "held", "reason", "operator"].some((id) => $(id).value);
