@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from halfconv.errors import EnvironmentProblem
-from halfconv.report.html.charts import Bars, Chart, Drift, Lines, Spans, Strip, draw
+from halfconv.report.html.charts import Bars, Chart, Drift, Lines, Spans, Strip
+from halfconv.report.html.drawing import draw
 from halfconv.report.html.view import View
 
 __all__ = ["check_packages", "render", "write_page"]
