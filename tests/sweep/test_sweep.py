@@ -188,7 +188,12 @@ def test_drift_is_told_from_failure(folder: Path, cli: Callable[..., Run]) -> No
     assert Path(result["conversion"]["output"]).is_file(), "it is kept for study"
 
 
-def test_a_killed_worker_is_begun_again_with_all_that_it_started_gone(folder: Path) -> None:
+def test_a_killed_worker_is_begun_again_with_all_that_it_started_gone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     save_evil(folder)
     save_model(folder / "a.onnx")
     fleet = save_fleet(folder / "fleet.toml", {"path": "a.onnx", "samples": "evil:wait"})
@@ -197,6 +202,7 @@ def test_a_killed_worker_is_begun_again_with_all_that_it_started_gone(folder: Pa
     (worker,) = workers(driver.pid)
     below = worker.children(recursive=True)
     assert below, "it has ONNX Runtime in a process of its own"
+    assert [path.name for path in scratch.rglob("left-*")] == ["left-1"]
     worker.kill()
     wait_for(lambda: calls(folder, "wait") == 2)
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in below)
@@ -205,11 +211,17 @@ def test_a_killed_worker_is_begun_again_with_all_that_it_started_gone(folder: Pa
     assert driver.returncode == 0, err
     result = json.loads(out)["jobs"][0]["result"]
     assert (result["status"], result["attempts"]) == ("passed", 2)
+    assert [path.suffix for path in scratch.iterdir()] == [".lock"], "temporary files"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
-def test_a_killed_driver_leaves_what_is_done_and_nothing_half_done(folder: Path, how: signal.Signals) -> None:
+def test_a_killed_driver_leaves_what_is_done_and_nothing_half_done(
+    folder: Path, tmp_path: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     save_evil(folder)
     for number, name in enumerate(("a", "b", "c")):
         save_model(folder / f"{name}.onnx", number)
@@ -227,6 +239,7 @@ def test_a_killed_driver_leaves_what_is_done_and_nothing_half_done(folder: Path,
     assert "Traceback" not in err
     psutil.wait_procs(started, timeout=PATIENCE)
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started), "orphans"
+    assert [path.suffix for path in scratch.iterdir()] == [".lock"], "temporary files"
 
     (folder / "go").touch()
     report = sweep(fleet)
