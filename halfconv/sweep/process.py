@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from halfconv.sweep.outcome import FAILED, outcome
+from halfconv.sweep.outcome import ENVIRONMENT, FAILED, outcome
 from halfconv.sweep.work import START, WAIT
 
 __all__ = ["Runner"]
@@ -46,7 +46,12 @@ class Runner:
         """
         stage, ended, last = START, "", ""
         for attempt in range(1, ATTEMPTS + 1):
-            found, stage, ended, last = self._attempt(task)
+            try:
+                found, stage, ended, last = self._attempt(task)
+            except OSError as error:
+                words = f"its process cannot be started: {error.strerror or error}"
+                advice = f"; try: free memory, or space in {tempfile.gettempdir()}"
+                return outcome(task, FAILED, stage=START, kind=ENVIRONMENT, message=words + advice, attempts=attempt)
             if self._stopped:
                 return None
             if found is not None:
