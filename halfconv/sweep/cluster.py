@@ -104,10 +104,8 @@ def _run(
             found = ray.get(ready)
         except ray.exceptions.RayError as error:
             words = " ".join(str(error).split())[:300]
-            found = outcome(
-                tasks[place], FAILED, stage=START, kind=ENVIRONMENT, message=f"lost on the cluster: {type(error).__name__}: {words}",
-                attempts=RETRIES + 1,
-            )  # fmt: skip
+            message = f"lost on the cluster: {type(error).__name__}: {words}"
+            found = outcome(tasks[place], FAILED, stage=START, kind=ENVIRONMENT, message=message, attempts=RETRIES + 1)
         yield place, found
 
 
