@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from halfconv.errors import EnvironmentProblem, UsageError
-from halfconv.sweep.outcome import FAILED, outcome
+from halfconv.sweep.outcome import ENVIRONMENT, FAILED, outcome
 from halfconv.sweep.process import Runner
 from halfconv.sweep.work import START
 
@@ -104,10 +104,8 @@ def _run(
             found = ray.get(ready)
         except ray.exceptions.RayError as error:
             words = " ".join(str(error).split())[:300]
-            found = outcome(
-                tasks[place], FAILED, stage=START, kind=type(error).__name__, message=f"lost on the cluster: {words}",
-                attempts=RETRIES + 1,
-            )  # fmt: skip
+            message = f"lost on the cluster: {type(error).__name__}: {words}"
+            found = outcome(tasks[place], FAILED, stage=START, kind=ENVIRONMENT, message=message, attempts=RETRIES + 1)
         yield place, found
 
 

@@ -14,7 +14,7 @@ from halfconv.errors import UsageError
 from halfconv.progress import Progress
 from halfconv.sweep.fleet import read_fleet
 from halfconv.sweep.job import Job, make_jobs
-from halfconv.sweep.outcome import DRIFTED, FAILED, PASSED
+from halfconv.sweep.outcome import DRIFTED, ENVIRONMENT, FAILED, PASSED
 from halfconv.sweep.store import Store
 
 __all__ = ["KEPT", "PLANNED", "RAN", "SweepEntry", "SweepReport", "sweep"]
@@ -103,7 +103,7 @@ def sweep(
     """Convert, validate and measure the models of a fleet.
 
     A job that was done before, with the same model, samples, options and version of halfconv, is not done again; one that failed
-    is, if `retry_failed` says so. What a job did is kept as soon as it is done.
+    is, if `retry_failed` says so, or if it was for want of space, a runtime or a machine. What a job did is kept as soon as it is done.
 
     Args:
         fleet: A fleet file, see `halfconv.sweep.fleet`.
@@ -166,9 +166,10 @@ def _run(
 
 
 def _kept(store: Store, job: Job, *, retry_failed: bool) -> dict[str, Any] | None:
-    """Return the outcome of a job that need not be done."""
+    """Return the outcome of a job that need not be done: not if it failed for want of space, a runtime or a machine."""
     found = store.read(job)
-    return None if found is not None and retry_failed and found["status"] == FAILED else found
+    again = found is not None and found["status"] == FAILED and (retry_failed or found["error"]["kind"] == ENVIRONMENT)
+    return None if again else found
 
 
 def _entry(job: Job, state: str, result: Mapping[str, Any] | None) -> SweepEntry:

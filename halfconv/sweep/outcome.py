@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport
     from halfconv.result import ConvertResult
 
-__all__ = ["DRIFTED", "FAILED", "PASSED", "conversion_of", "drift_of", "finite", "outcome", "speed_of"]
+__all__ = ["DRIFTED", "ENVIRONMENT", "FAILED", "PASSED", "conversion_of", "drift_of", "finite", "outcome", "speed_of"]
 
 PASSED, DRIFTED, FAILED = "passed", "drifted", "failed"
+#: The kind of errors that are not the model's: the next sweep does such a job again.
+ENVIRONMENT = "EnvironmentProblem"
 
 
 def outcome(

@@ -11,15 +11,18 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
-from halfconv.sweep.outcome import FAILED, outcome
+from halfconv.sweep.outcome import ENVIRONMENT, FAILED, outcome
 from halfconv.sweep.work import START, WAIT
 
 __all__ = ["Runner"]
 
 #: A job whose process ended is begun so often; one that takes too long is not begun again.
 ATTEMPTS = 2
+#: The file whose lock says that a job of this user is measuring on this machine, or that none must.
+_LOCK = f"halfconv-sweep-{getattr(os, 'getuid', lambda: 0)()}.lock"
 #: Characters of what a process wrote last that its outcome tells.
 _TOLD = 200
 
@@ -43,7 +46,12 @@ class Runner:
         """
         stage, ended, last = START, "", ""
         for attempt in range(1, ATTEMPTS + 1):
-            found, stage, ended, last = self._attempt(task)
+            try:
+                found, stage, ended, last = self._attempt(task)
+            except OSError as error:
+                words = f"its process cannot be started: {error.strerror or error}"
+                advice = f"; try: free memory, or space in {tempfile.gettempdir()}"
+                return outcome(task, FAILED, stage=START, kind=ENVIRONMENT, message=words + advice, attempts=attempt)
             if self._stopped:
                 return None
             if found is not None:
@@ -63,13 +71,17 @@ class Runner:
     def _attempt(self, task: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str, str, str]:
         """Return the outcome, or None; the last stage; how the process ended without one; and what it said last."""
         stage, late = START, threading.Event()
-        with tempfile.TemporaryFile() as errors:
+        # What a process that is ended leaves of its temporary files goes with the folder.
+        folder = tempfile.TemporaryDirectory(prefix="halfconv-job-", ignore_cleanup_errors=True)
+        with folder as scratch, tempfile.TemporaryFile() as errors:
+            place = {"scratch": scratch, "lock": str(Path(tempfile.gettempdir()) / _LOCK)}
             with self._lock:
                 if self._stopped:
                     return None, stage, "", ""
                 self._process = process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "halfconv.sweep.work"],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+                    env={**os.environ, "TMPDIR": scratch},
                 )  # fmt: skip
             assert process.stdin is not None and process.stdout is not None
             patience = _Patience(lambda: self._kill(late), task["options"]["timeout"])
@@ -77,7 +89,7 @@ class Runner:
             try:
                 patience.begin()
                 with contextlib.suppress(OSError):  # it is gone already
-                    process.stdin.write(json.dumps(dict(task)).encode() + b"\n")
+                    process.stdin.write(json.dumps({**task, **place}).encode() + b"\n")
                     process.stdin.flush()
                 for line in process.stdout:
                     message = _read(line)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -43,7 +43,7 @@ def work(task: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     Measuring waits until no other job of this machine converts or validates, and keeps them waiting meanwhile.
 
     Args:
-        task: What `halfconv.sweep.job.Job.task` returns.
+        task: What `halfconv.sweep.job.Job.task` returns, and ``lock``, the file by which jobs of a machine wait for each other.
         say: Told each stage as it begins.
 
     Returns:
@@ -62,7 +62,7 @@ def work(task: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
         _check_version(task)
         _find_functions(task)
         with clock.stage(WAIT), contextlib.ExitStack() as begun:
-            begun.enter_context(_machine(alone=False))
+            begun.enter_context(_machine(task["lock"], alone=False))
             busy = begun.pop_all()
         with busy:
             with clock.stage("convert"):
@@ -76,7 +76,7 @@ def work(task: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
             done["notes"].append(f"not measured: {why_not}")
         elif task["options"]["bench"]:
             with clock.stage(WAIT), contextlib.ExitStack() as begun:
-                begun.enter_context(_machine(alone=True))
+                begun.enter_context(_machine(task["lock"], alone=True))
                 quiet = begun.pop_all()
             with quiet, clock.stage("bench"):
                 done["speed"] = speed_of(_bench(task))
@@ -155,16 +155,16 @@ def _cannot_measure(task: Mapping[str, Any], converted: ConvertResult) -> str:
 
 
 @contextlib.contextmanager
-def _machine(*, alone: bool) -> Iterator[None]:
+def _machine(file: str, *, alone: bool) -> Iterator[None]:
     """Keep a machine busy, or have it alone, among the jobs of one user; where it has no locks, nobody waits.
 
     Args:
+        file: What is locked.
         alone: Whether all others wait; else only those wait that want to be alone.
     """
-    name = f"halfconv-sweep-{getattr(os, 'getuid', lambda: 0)()}.lock"
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(Path(tempfile.gettempdir()) / name, flags, 0o600)
+        descriptor = os.open(file, flags, 0o600)
     except OSError:
         yield
         return
@@ -184,15 +184,16 @@ def _serve() -> None:
         answers.write(json.dumps(finite(message), allow_nan=False) + "\n")
         answers.flush()
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(task["scratch"],), daemon=True).start()
     tell({"outcome": work(task, lambda stage: tell({"stage": stage}))})
 
 
-def _end_with_parent() -> None:
-    """Wait until standard input ends, and end this process with all that it has started."""
+def _end_with_parent(scratch: str) -> None:
+    """Wait until standard input ends, and end this process with all that it has started and its temporary files."""
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass
+    shutil.rmtree(scratch, ignore_errors=True)
     if hasattr(os, "killpg") and os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
