@@ -295,6 +295,19 @@ def make_nodes() -> str:
     return "\n".join(lines)
 
 
+def make_action() -> str:
+    import yaml
+
+    action = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
+    lines = [row("input", "default", "what it is"), "|---|---|---|"]
+    for name, entry in action["inputs"].items():
+        default = "required" if entry.get("required") else f"`{entry['default']}`" if entry["default"] else "empty"
+        lines.append(row(f"`{name}`", default, entry["description"]))
+    lines += ["", row("output", "what it is"), "|---|---|"]
+    lines += [row(f"`{name}`", entry["description"]) for name, entry in action["outputs"].items()]
+    return "\n".join(lines)
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "ops": make_ops,
     "patterns": make_patterns,
@@ -311,5 +324,6 @@ MAKERS: dict[str, Callable[[], str]] = {
     "recipes": make_recipes,
     "numbers": make_numbers,
     "nodes": make_nodes,
+    "action": make_action,
     **({"cuda": make_cuda} if cuda_results() else {}),
 }

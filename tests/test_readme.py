@@ -57,6 +57,11 @@ SNIPPETS = {
     ("python", 'Path("inputs")'): "tests/test_readme_embedding.py::test_the_folder_of_inputs",
     ("python", "FastAPI(lifespan"): "tests/test_readme_embedding.py::test_the_service",
     ("javascript", "onnxruntime-node"): "tests/test_readme_embedding.py::test_node",
+    ("yaml", "on: [push, pull_request]"): "tests/test_ci_files.py::test_the_workflow_of_the_documentation",
+    ("yaml", "id: halfconv-drift"): "tests/test_ci_files.py::repository",
+    ("yaml", "image: python"): "tests/test_ci_files.py::test_the_gitlab_job",
+    ("groovy", "pipeline {"): "tests/test_ci_files.py::test_the_jenkins_pipeline_runs_what_gitlab_runs",
+    ("toml", "[[waivers]]"): "tests/test_ci_files.py::test_the_waiver_of_the_documentation",
     ("toml", "[convert]"): "tests/test_readme.py::test_configuration_example_is_read",
 }
 #: Parts that show what the packages of constraints.txt make of a model.
