@@ -308,6 +308,28 @@ def make_action() -> str:
     return "\n".join(lines)
 
 
+def make_api() -> str:
+    import halfconv
+
+    names = [name for name in halfconv.__all__ if name != "__version__"]
+    groups = {
+        "halfconv": [f"{halfconv._HOME[name]}.{name}" for name in sorted(names, key=lambda name: (name[0].isupper(), name))],
+        "halfconv.train": [f"halfconv.train.{name}" for name in public("halfconv/train/__init__.py")],
+        "halfconv.formats": [f"halfconv.formats.{name}" for name in public("halfconv/formats/__init__.py")],
+    }
+    entries = (["", f"## {group}", *(line for place in places for line in ("", f"::: {place}"))] for group, places in groups.items())
+    return "\n".join(line for entry in entries for line in entry).strip()
+
+
+def public(file: str) -> list[str]:
+    """The functions and classes that a module exports, without importing it."""
+    import ast
+
+    tree = ast.parse((ROOT / file).read_text("utf-8"))
+    (listed,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+    return [name for name in ast.literal_eval(listed) if not name.isupper() and not re.fullmatch(r"[A-Z\d_]+", name)]
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "ops": make_ops,
     "patterns": make_patterns,
@@ -325,5 +347,6 @@ MAKERS: dict[str, Callable[[], str]] = {
     "numbers": make_numbers,
     "nodes": make_nodes,
     "action": make_action,
+    "api": make_api,
     **({"cuda": make_cuda} if cuda_results() else {}),
 }
