@@ -317,8 +317,7 @@ def make_api() -> str:
         "halfconv.train": [f"halfconv.train.{name}" for name in public("halfconv/train/__init__.py")],
         "halfconv.formats": [f"halfconv.formats.{name}" for name in public("halfconv/formats/__init__.py")],
     }
-    entries = (["", f"## {group}", *(line for place in places for line in ("", f"::: {place}"))] for group, places in groups.items())
-    return "\n".join(line for entry in entries for line in entry).strip()
+    return "\n\n".join(line for group, places in groups.items() for line in (f"## {group}", *(f"::: {place}" for place in places)))
 
 
 def public(file: str) -> list[str]:
