@@ -308,6 +308,20 @@ def make_action() -> str:
     return "\n".join(lines)
 
 
+def make_versions() -> str:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["cpu"], *extras["gpu"], *extras["torch"]]
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if "==" in line)
+    lines = [row("package", "needs", "tests run with"), "|---|---|---|", row("Python", project["requires-python"], "3.11")]
+    for text in needed:
+        name, wanted = re.fullmatch(r"([\w-]+)(?:\[.*\])?(.*)", text).groups()  # type: ignore[union-attr]
+        lines.append(row(f"`{name}`", wanted, tested.get(name, "not installed there")))
+    return "\n".join(lines)
+
+
 def make_api() -> str:
     import halfconv
 
@@ -346,6 +360,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "numbers": make_numbers,
     "nodes": make_nodes,
     "action": make_action,
+    "versions": make_versions,
     "api": make_api,
     **({"cuda": make_cuda} if cuda_results() else {}),
 }

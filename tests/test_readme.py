@@ -62,6 +62,9 @@ SNIPPETS = {
     ("yaml", "image: python"): "tests/test_ci_files.py::test_the_gitlab_job",
     ("groovy", "pipeline {"): "tests/test_ci_files.py::test_the_jenkins_pipeline_runs_what_gitlab_runs",
     ("toml", "[[waivers]]"): "tests/test_ci_files.py::test_the_waiver_of_the_documentation",
+    ("bash", "_HALFCONV_COMPLETE"): "tests/test_terminal.py::test_shells_complete_commands",
+    ("zsh", "_HALFCONV_COMPLETE"): "tests/test_terminal.py::test_shells_complete_commands",
+    ("fish", "_HALFCONV_COMPLETE"): "tests/test_terminal.py::test_shells_complete_commands",
     ("toml", "[convert]"): "tests/test_readme.py::test_configuration_example_is_read",
 }
 #: Parts that show what the packages of constraints.txt make of a model.
@@ -103,6 +106,22 @@ def test_generated_parts_are_current(page: Path, name: str) -> None:
         pytest.skip("other package versions than constraints.txt has")
     written, _ = parts(page)[name]
     assert plain(written) == plain(made(page, name)), "python -m tests.test_readme writes it again"
+
+
+def test_pictures_are_current(tmp_path: Path) -> None:
+    if not pinned():
+        pytest.skip("other package versions than constraints.txt has")
+    script = ROOT / "docs" / "images" / "make.py"
+    code = f"import runpy, pathlib; runpy.run_path({str(script)!r})['main'](pathlib.Path({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+    def seen(file: Path) -> list[str]:
+        return re.findall(r">([^<>]+)</text>", re.sub(r"\d+\.\d&#160;s", "0.0&#160;s", file.read_text("utf-8")))
+
+    for file in sorted(tmp_path.glob("*.svg")):
+        assert seen(file) == seen(script.with_name(file.name)), "python docs/images/make.py writes it again"
+        assert file.stat().st_size < 50_000
 
 
 def test_everything_that_is_made_is_shown() -> None:
@@ -296,7 +315,8 @@ def test_rules_and_options_are_named() -> None:
         name for command in cli.commands.values() for option in command.params for name in (*option.opts, *option.secondary_opts)
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", readme))
-    assert named <= known | {"--halfconv-update", "--ignore-scripts", "--nproc-per-node"}  # of pytest's plugin, npm and torchrun
+    others = {"--halfconv-update", "--ignore-scripts", "--nproc-per-node", "--help"}  # of pytest's plugin, npm, torchrun and click
+    assert named <= known | others
     assert {name for name in known if name.startswith(("--block", "--allow", "--half", "--keep"))} <= named
 
 
@@ -304,7 +324,8 @@ def test_exit_codes_are_those_of_the_errors() -> None:
     from halfconv import errors
     from halfconv.cli import INTERNAL_ERROR
 
-    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text(), re.MULTILINE)}
+    page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page.partition("## Exit codes")[2], re.MULTILINE)}
     kinds = [getattr(errors, name) for name in errors.__all__]
     assert listed == {0, INTERNAL_ERROR, *(kind.exit_code for kind in kinds if issubclass(kind, errors.HalfconvError))}
 

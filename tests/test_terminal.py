@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import numpy as np
 import onnx
 import pytest
@@ -20,6 +19,8 @@ from halfconv.cli import cli
 from halfconv.progress import Progress
 from halfconv.terminal import progress
 from tests.commands import run_here
+from tests.documents import block
+from tests.documents import shell as run_in_bash
 
 
 class Screen(io.StringIO):
@@ -183,11 +184,14 @@ def test_colours_and_bars_are_for_people(model: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_complete_commands(shell: str) -> None:
+def test_shells_complete_commands(shell: str, tmp_path: Path) -> None:
     environ = {**os.environ, "_HALFCONV_COMPLETE": f"{shell}_source"}
     code = "from halfconv.cli import cli; cli.main(prog_name='halfconv')"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False, timeout=60)
     if shell == "bash" and not done.stdout:
         pytest.skip("no bash of version 4.4 or newer")
     assert "_HALFCONV_COMPLETE" in done.stdout and "halfconv" in done.stdout
-    assert isinstance(cli, click.Group)
+    snippet = block(shell, "_HALFCONV_COMPLETE")
+    assert f"_HALFCONV_COMPLETE={shell}_source halfconv" in snippet
+    if shell == "bash":
+        assert "complete" in run_in_bash(f"{snippet}\ncomplete -p halfconv", tmp_path)
