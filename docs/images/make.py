@@ -1,4 +1,4 @@
-"""Write the terminal pictures of the documentation: ``python docs/images/make.py``. The models are made here; nothing is fetched."""
+"""Write the terminal pictures of the documentation: ``python docs/images/make.py``. The models are made here."""
 
 from __future__ import annotations
 
