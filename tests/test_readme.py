@@ -346,6 +346,16 @@ def test_the_front_page_is_short() -> None:
     assert len(README.read_text("utf-8").splitlines()) <= 300
 
 
+def test_every_page_is_found_from_the_front_page_the_overview_and_the_site() -> None:
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    overview = (ROOT / "docs" / "index.md").read_text("utf-8")
+    for page in pages()[1:]:
+        assert f"{page.name}\n" in site, f"{page.name} is not in the nav of mkdocs.yml"
+        if page.name != "index.md":
+            assert f"(docs/{page.name}" in README.read_text("utf-8"), f"{page.name} is not in the README's tour"
+            assert f"({page.name}" in overview, f"{page.name} is not in docs/index.md"
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in pages():
         for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text("utf-8"))):
