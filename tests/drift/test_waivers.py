@@ -19,6 +19,7 @@ from halfconv.drift.gate import Gate, make_gate
 from halfconv.drift.report import Measures, MetricDrift, OutputDrift
 from halfconv.drift.waivers import SOON, notes
 from halfconv.errors import UsageError
+from halfconv.pytest_plugin import _failure
 from halfconv.report.github import annotations
 from halfconv.report.junit import junit_xml
 from halfconv.report.markdown import markdown
@@ -177,10 +178,13 @@ def test_without_a_date_it_is_an_error(models: Path, capfd: pytest.CaptureFixtur
     assert (run.code, run.out) == (2, "") and run.err.count("\n") == 1 and "waiver 1: has no date" in run.err
 
 
-def test_conversion_meets_the_same_gate(models: Path) -> None:
+def test_conversion_meets_the_same_gate(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (models / "gate.toml").write_text("rel_l2 = 1e-9\n" + WAIVER.format("2999-12-31"), "utf-8")
     made = halfconv.convert(models / "m.onnx", models / "c.onnx", samples=models / "x.npz", tolerance_file=models / "gate.toml")
     assert made.drift is not None and made.drift.passed and made.values["half"] > 0
+    files = ("--samples", models / "x.npz", "--tolerance-file", models / "gate.toml")
+    run = run_here(capfd, "convert", models / "m.onnx", "-o", models / "c.onnx", *files)
+    assert run.code == 0 and "waived until 2999-12-31 (issue 214)" in " ".join(run.out.split())
 
 
 def test_every_form_of_a_report_tells(gate: Callable[..., Gate]) -> None:
@@ -189,7 +193,8 @@ def test_every_form_of_a_report_tells(gate: Callable[..., Gate]) -> None:
         outputs = (made.judge(DRIFTED),)
         report = good(outputs=outputs, waivers=made.waiver_uses(outputs, []))
         xml = junit_xml(report)
-        for text in (markdown(report), xml, "\n".join(annotations(report))):
+        shown = [_failure(report, "halfconv validate")] if not report.passed else []
+        for text in (markdown(report), xml, "\n".join(annotations(report)), *shown):
             assert word in text
         failed = {case.get("name") for case in ElementTree.fromstring(xml).iter("testcase") if case.find("failure") is not None}
         assert failed == (set() if report.passed else {"logits", "waiver for rel_l2 of 'logits'"})
