@@ -250,16 +250,32 @@ def test_training_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.endswith("0 [] []\n")
 
 
+MODULE = """import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, 2)
+
+    def forward(self, image):
+        return self.conv(image).relu()
+
+
+def make_net():
+    return Net()
+"""
+
+
 @pytest.mark.slow
 def test_a_module_of_ones_own_is_exported(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
     (tmp_path / "mypackage").mkdir()
-    (tmp_path / "mypackage" / "models.py").write_text(
-        "import torch\n\n\ndef make_net():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU())\n"
-    )
-    save_file(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU()).state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "mypackage" / "models.py").write_text(MODULE)
+    torch.manual_seed(0)
+    save_file({"conv.weight": torch.randn(4, 3, 3, 3), "conv.bias": torch.zeros(4)}, tmp_path / "net.safetensors")
     shell(here(block("bash", "mypackage.models:make_net")), tmp_path)
     assert onnx.load(tmp_path / "net.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
