@@ -41,11 +41,12 @@ from tests.documents import (
     printed,
     remove_scratch,
     shell,
+    tested_by,
     text,
 )
 from tests.generated import MAKERS, RESULTS, TOLERANCE
 
-#: (language, words of the snippet) -> the test that runs it. A page's own test may run all its blocks: (language, page).
+#: (language, words of the snippet) -> the test that runs it.
 SNIPPETS = {
     ("bash", "halfconv train digits_cnn"): "tests/test_readme.py::test_script_from_training_to_measuring_runs",
     ("bash", "mypackage.models:make_net"): "tests/test_readme.py::test_a_module_of_ones_own_is_exported",
@@ -53,10 +54,6 @@ SNIPPETS = {
     ("python", "assert_drift"): "tests/test_readme.py::test_pytest_example_runs",
     ("python", "halfconv.formats"): "tests/test_readme.py::test_formats_example_runs",
     ("python", "halfconv.train import fit"): "tests/test_readme.py::test_training_example_runs",
-    ("python", "session.placement.nodes"): "tests/test_readme_embedding.py::test_the_session",
-    ("python", 'Path("inputs")'): "tests/test_readme_embedding.py::test_the_folder_of_inputs",
-    ("python", "FastAPI(lifespan"): "tests/test_readme_embedding.py::test_the_service",
-    ("javascript", "onnxruntime-node"): "tests/test_readme_embedding.py::test_node",
     ("yaml", "on: [push, pull_request]"): "tests/test_ci_files.py::test_the_workflow_of_the_documentation",
     ("yaml", "id: halfconv-drift"): "tests/test_ci_files.py::repository",
     ("yaml", "image: python"): "tests/test_ci_files.py::test_the_gitlab_job",
@@ -148,7 +145,7 @@ def test_figures_in_sentences_are_those_of_the_tables() -> None:
 # Commands
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if any(not installs(s) for s in blocks("sh", page))], ids=page_id)
+@pytest.mark.parametrize("page", [page for page in pages() if blocks("sh", page) and not tested_by(page)], ids=page_id)
 def test_commands_run_here(page: Path) -> None:
     pytest.importorskip("magika")
     assert printed(page)
@@ -166,10 +163,13 @@ def test_commands_leave_what_they_say() -> None:
 def test_every_snippet_is_run_by_a_test() -> None:
     used = set()
     for page in pages():
+        if file := tested_by(page):
+            assert page.name in (ROOT / file).read_text("utf-8"), f"{file} does not read {name_of(page)}"
+            continue
         for language, body in BLOCK.findall(page.read_text("utf-8")):
             if language in ("sh", "text"):
                 continue
-            found = [key for key in SNIPPETS if key[0] == language and (key[1] in body or key[1] == name_of(page))]
+            found = [key for key in SNIPPETS if key[0] == language and key[1] in body]
             assert len(found) == 1, f"{name_of(page)}: {len(found)} tests run this {language} snippet:\n{body}"
             used.add(found[0])
     assert used == set(SNIPPETS)
@@ -180,7 +180,7 @@ def test_every_snippet_is_run_by_a_test() -> None:
 
 def test_text_blocks_are_generated_or_close() -> None:
     """Output that no command made would be out of date one day."""
-    for page in pages():
+    for page in (page for page in pages() if not tested_by(page)):
         kept = PART.sub("", page.read_text("utf-8"))
         assert not [body for language, body in BLOCK.findall(kept) if language == "text"], name_of(page)
 

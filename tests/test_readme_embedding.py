@@ -1,4 +1,4 @@
-"""The README's examples of apps: each runs, and gives what the model gives."""
+"""The examples of apps in docs/embedding.md: each runs, and gives what the model gives."""
 
 from __future__ import annotations
 
