@@ -67,7 +67,7 @@ class FakeCuda:
         return 0
 
     def _cudaMemcpy(self, to: int, address: int, size: int, way: int) -> int:
-        assert way in (1, 2)  # CUDA cannot tell from addresses of pageable memory
+        assert way in (1, 2)
         if self.broken:
             return self.broken
         ctypes.memmove(to, address, size)
