@@ -6,7 +6,7 @@ What a block is, its language says:
   (``magika.onnx``) and its conversion lie; those that install something run in a fresh clone only.
 - every other language: a snippet that a test of its own runs; ``SNIPPETS`` in tests/test_readme.py says which.
 
-A page that holds ``<!-- tested by tests/FILE.py -->`` is left to that file, its ``sh`` blocks as well.
+A page that a file ``test_docs*.py`` below tests/ names is left to that file, its ``sh`` blocks as well.
 
 A part between ``<!-- generated: NAME -->`` and ``<!-- end -->`` is what ``MAKERS`` in tests/generated.py makes of that name; where
 there is no such name, it is what the ``sh`` block before it prints.
@@ -30,7 +30,6 @@ README = ROOT / "README.md"
 WIDTH = "100"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->\n)", re.DOTALL)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-TESTED_BY = re.compile(r"^<!-- tested by (\S+) -->$", re.MULTILINE)
 #: What the front page leaves for the others.
 LEFT = ("magika.onnx", "magika.fp16.onnx", "magika.fp16.onnx.profile.json")
 
@@ -44,10 +43,16 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def tested_by(page: Path) -> str:
-    """The file whose tests run all that a page holds; "" if these do."""
-    found = TESTED_BY.search(page.read_text("utf-8"))
-    return found[1] if found else ""
+@functools.cache
+def left_to_others() -> frozenset[str]:
+    """Names of the pages whose blocks files of their own test."""
+    files = (ROOT / "tests").rglob("test_docs*.py")
+    return frozenset(name for file in files for name in re.findall(r"[\w-]+\.md\b", file.read_text("utf-8")))
+
+
+def tested_here(page: Path) -> bool:
+    """Whether the blocks of a page are for tests/test_readme.py."""
+    return page.name not in left_to_others()
 
 
 def text() -> str:
