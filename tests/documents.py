@@ -50,7 +50,7 @@ def left_to_others() -> frozenset[str]:
     return frozenset(name for file in files for name in re.findall(r"[\w-]+\.md\b", file.read_text("utf-8")))
 
 
-def tested_here(page: Path) -> bool:
+def is_ours(page: Path) -> bool:
     """Whether the blocks of a page are for tests/test_readme.py."""
     return page.name not in left_to_others()
 

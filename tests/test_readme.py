@@ -34,6 +34,7 @@ from tests.documents import (
     folder_of,
     here,
     installs,
+    is_ours,
     name_of,
     pages,
     parts,
@@ -41,7 +42,6 @@ from tests.documents import (
     printed,
     remove_scratch,
     shell,
-    tested_here,
     text,
 )
 from tests.generated import MAKERS, RESULTS, TOLERANCE
@@ -145,7 +145,7 @@ def test_figures_in_sentences_are_those_of_the_tables() -> None:
 # Commands
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if blocks("sh", page) and tested_here(page)], ids=page_id)
+@pytest.mark.parametrize("page", [page for page in pages() if blocks("sh", page) and is_ours(page)], ids=page_id)
 def test_commands_run_here(page: Path) -> None:
     pytest.importorskip("magika")
     assert printed(page)
@@ -162,7 +162,7 @@ def test_commands_leave_what_they_say() -> None:
 
 def test_every_snippet_is_run_by_a_test() -> None:
     used = set()
-    for page in filter(tested_here, pages()):
+    for page in filter(is_ours, pages()):
         for language, body in BLOCK.findall(page.read_text("utf-8")):
             if language in ("sh", "text"):
                 continue
@@ -177,7 +177,7 @@ def test_every_snippet_is_run_by_a_test() -> None:
 
 def test_text_blocks_are_generated_or_close() -> None:
     """Output that no command made would be out of date one day."""
-    for page in filter(tested_here, pages()):
+    for page in filter(is_ours, pages()):
         kept = PART.sub("", page.read_text("utf-8"))
         assert not [body for language, body in BLOCK.findall(kept) if language == "text"], name_of(page)
 
@@ -327,7 +327,7 @@ def test_rules_and_options_are_named() -> None:
     known = {
         name for command in cli.commands.values() for option in command.params for name in (*option.opts, *option.secondary_opts)
     }
-    ours = "\n".join(page.read_text("utf-8") for page in filter(tested_here, pages()))
+    ours = "\n".join(page.read_text("utf-8") for page in filter(is_ours, pages()))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", ours))
     others = {"--halfconv-update", "--ignore-scripts", "--nproc-per-node", "--help"}  # of pytest's plugin, npm, torchrun and click
     assert named <= known | others
