@@ -20,7 +20,7 @@ from halfconv.formats_command import formats
 from halfconv.html_option import COMMAND, check_html, html_option
 from halfconv.plan_commands import diff, explain, plan_option
 from halfconv.sweep_command import sweep
-from halfconv.terminal import Size
+from halfconv.terminal import Size, is_verbose
 from halfconv.terminal import console as _console
 from halfconv.terminal import json_option as _json_option
 from halfconv.terminal import print_json as _print_json
@@ -123,6 +123,19 @@ class _Group(click.Group):
         if not asks_for_help:  # which a broken file must not prevent
             context.default_map = self._defaults()
         return context
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; with --verbose an internal error is shown in full before `main` reports it."""
+        try:
+            return super().invoke(context)
+        except (HalfconvError, click.ClickException, click.exceptions.Exit, click.Abort, OSError):
+            raise
+        except Exception:
+            if is_verbose():
+                import traceback
+
+                traceback.print_exc()
+            raise
 
     def _defaults(self) -> dict[str, dict[str, Any]]:
         flags = {

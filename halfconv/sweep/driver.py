@@ -103,7 +103,8 @@ def sweep(
     """Convert, validate and measure the models of a fleet.
 
     A job that was done before, with the same model, samples, options and version of halfconv, is not done again; one that failed
-    is, if `retry_failed` says so, or if it was for want of space, a runtime or a machine. What a job did is kept as soon as it is done.
+    is, if `retry_failed` says so, or if it was for want of space, a runtime or a machine.
+    What a job did is kept as soon as it is done.
 
     Args:
         fleet: A fleet file, see `halfconv.sweep.fleet`.
