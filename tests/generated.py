@@ -186,20 +186,6 @@ def make_large() -> str:
     return "\n".join([*lines, "", said])
 
 
-def make_bert() -> str:
-    content = results("bert_cuda_h200")
-    who = {
-        "fp32": "FP32", "fp32-tf32": "TF32", "ort-float16": "`ort-float16`", "ort-float16+graph": "with a CUDA graph",
-        "torch-compile+sdpa": "`torch.compile`", "halfconv-default": "halfconv", "halfconv-default+graph": "with a CUDA graph",
-    }  # fmt: skip
-    found = {(entry["batch"], entry["who"]): entry for entry in content["rows"] if "p50_ms" in entry}
-    lines = [row("BERT-base, batch", *who.values()), "|---" * (len(who) + 1) + "|"]
-    batches = dict.fromkeys(batch for batch, one in found if one == "halfconv-default")
-    lines += [row(batch, *(f"{found[batch, one]['p50_ms']:.2f}" for one in who)) for batch in batches]
-    said = f"(Median ms; {content['machine']['card']}, {content['date'][:10]}; `bench/cuda.py`.)"
-    return "\n".join([*lines, "", said])
-
-
 def results(name: str) -> dict[str, Any]:
     """A result file's content."""
     content: dict[str, Any] = json.loads((RESULTS.parent / f"{name}.json").read_text("utf-8"))
@@ -241,7 +227,7 @@ def make_cuda() -> str:
 
 
 def cuda_results() -> list[Path]:
-    """Results of `bench/cuda.py`: none until there is one."""
+    """Results of `bench/cuda.py`."""
     return sorted(RESULTS.parent.glob("cuda_h[0-9]*.json"))
 
 
@@ -351,7 +337,6 @@ MAKERS: dict[str, Callable[[], str]] = {
     "repair": make_repair,
     "conversion": make_conversion,
     "large": make_large,
-    "bert": make_bert,
     "fidelity": make_fidelity,
     "session": make_session,
     "unmodelled": make_unmodelled,
@@ -362,5 +347,5 @@ MAKERS: dict[str, Callable[[], str]] = {
     "action": make_action,
     "versions": make_versions,
     "api": make_api,
-    **({"cuda": make_cuda} if cuda_results() else {}),
+    "cuda": make_cuda,
 }
