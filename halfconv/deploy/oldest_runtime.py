@@ -8,7 +8,7 @@ __all__ = ["FLOOR", "oldest_runtime"]
 
 #: What halfconv's own runtime needs.
 FLOOR = "1.20"
-#: Highest opset of the default domain -> the first release of ONNX Runtime that loads it. Tried with a Relu on releases 1.19 to 1.30.
+#: Highest opset of the default domain -> the first release of ONNX Runtime that loads it (tried on 1.19 to 1.30 with a Relu).
 OPSETS = ((21, FLOOR), (22, "1.21"), (23, "1.23"), (25, "1.24"), (26, "1.25"))
 #: Highest IR version -> likewise.
 IR_VERSIONS = ((10, FLOOR), (11, "1.23"), (13, "1.24"))

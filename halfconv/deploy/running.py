@@ -40,7 +40,8 @@ def run_verification(folder: Path, command: Sequence[str]) -> Verified:
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     try:
         done = subprocess.run(
-            list(command), cwd=folder, capture_output=True, text=True, errors="replace", check=False, timeout=TIMEOUT, env=environment
+            list(command), cwd=folder, capture_output=True, text=True, errors="replace", check=False, timeout=TIMEOUT,
+            env=environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Verified(True, False, f"{command[0]} took more than {TIMEOUT} s")

@@ -1,6 +1,6 @@
 """The files of a package that are the same for every model, and those that are filled in.
 
-They lie below ``halfconv/deploy/files/KIND``. A file ``NAME.j2`` is filled in by Jinja2 and loses the ending; every other is copied.
+They lie below ``halfconv/deploy/files/KIND``. A file ``NAME.j2`` is filled in by Jinja2 and loses the ending; others are copied.
 Names of a model's inputs are untrusted text: templates write them through the filter of their language, never bare.
 """
 
