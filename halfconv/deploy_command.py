@@ -11,7 +11,7 @@ from halfconv.terminal import console, json_option, print_json, progress
 __all__ = ["PACKAGES", "deploy"]
 
 #: Names of `halfconv.deploy.kinds.KINDS`, which is not imported for the help.
-PACKAGES = ("edge", "mobile", "node")
+PACKAGES = ("edge", "mobile", "node", "ray", "triton", "web")
 TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "web")
 
 

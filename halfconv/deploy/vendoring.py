@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import halfconv
@@ -18,15 +19,16 @@ VERIFYING = (
 )  # fmt: skip
 
 
-def vendor(folder: Path, *, runtime: bool) -> None:
+def vendor(folder: Path, *, runtime: bool, more: Sequence[str] = ()) -> None:
     """Copy the modules, and let them find each other there.
 
     Args:
         folder: The package; they go to its folder ``vendored``.
         runtime: Whether `halfconv.runtime`, with `Session` and `Pool`, is needed, too.
+        more: Further modules, as paths below ``halfconv``.
     """
     root = Path(halfconv.__file__).parent
-    names = [*VERIFYING, *(f"runtime/{file.name}" for file in sorted((root / "runtime").glob("*.py")) if runtime)]
+    names = [*VERIFYING, *more, *(f"runtime/{file.name}" for file in sorted((root / "runtime").glob("*.py")) if runtime)]
     for name in names:
         target = folder / FOLDER / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,126 @@
+"""The package ``triton``: a model repository for NVIDIA Triton's ONNX Runtime backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halfconv.deploy.parts import Note, Options, Parts, Slot, place_model
+from halfconv.deploy.recorded import Recorded, write_samples
+from halfconv.deploy.running import Verified, run_python
+from halfconv.deploy.templates import copy_files
+from halfconv.deploy.triton_config import MAX_BATCH, Batching, Settings, Tensor, Warmup, config_text
+from halfconv.deploy.vendoring import vendor
+from halfconv.drift.evaluate import evaluate_file
+from halfconv.errors import InputError
+from halfconv.external import without_links
+from halfconv.runtime.rows import differ
+from halfconv.runtime.session_server import CPU, LEVELS
+from halfconv.runtime_process import RuntimeProcess
+
+__all__ = ["verify", "write"]
+
+#: The folder that ``tritonserver --model-repository`` is given.
+REPOSITORY = "model_repository"
+
+
+def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
+    """Write the package.
+
+    Args:
+        parts: What it is made from.
+        folder: Where.
+        options: What the user asks.
+
+    Returns:
+        Sentences for the report.
+    """
+    place = folder / REPOSITORY / parts.name
+    inputs, outputs, notes = _interface(parts)
+    batching, why = _batching(parts, inputs, outputs)
+    place_model(parts.half, parts.half_data, place / "1", "model.onnx")
+    warmups = _write_warmups(parts.recorded[0], inputs, batching, place / "warmup")
+    settings = Settings(parts.name, parts.target, parts.to, batching)
+    (place / "config.pbtxt").write_text(config_text(settings, inputs, outputs, parts.profile, warmups), "utf-8")
+    write_samples(folder / "samples", parts.recording)
+    vendor(folder, runtime=True, more=("deploy/oip.py", "deploy/oip_client.py", "deploy/triton_check.py"))
+    copy_files("triton", folder, parts, {"repository": REPOSITORY, "batching": batching, "why": why})
+    notes.append(f"requests run together up to {batching.most} rows" if batching.most else f"no batching by Triton: {why}")
+    if parts.profile is not None and parts.target != "tensorrt" and any(bucket.cuda_graph for bucket in parts.profile.buckets):
+        notes.append("the profile's CUDA graphs are left out: Triton gives each request buffers of its own, which a graph does not follow")
+    return tuple(notes)
+
+
+def _interface(parts: Parts) -> tuple[list[Tensor], list[Tensor], list[Note]]:
+    """Return the inputs and outputs as ONNX Runtime reports them, which is what Triton's backend compares the configuration with."""
+    level = parts.profile.level if parts.profile is not None else LEVELS[0]
+    shapes: dict[str, tuple[int, ...]] = {}
+    notes: list[Note] = []
+    try:
+        with RuntimeProcess() as process, without_links(parts.half, parts.half_data) as file:
+            session = process.open(file, level, CPU)
+            for slot in (*session.get_inputs(), *session.get_outputs()):
+                shapes[slot.name] = tuple(dim if isinstance(dim, int) else -1 for dim in slot.shape)
+    except InputError as error:
+        notes.append(f"the model does not load on the CPU, so config.pbtxt has the shapes that it declares: {error}")
+    sides = [[_tensor(slot, shapes.get(slot.name)) for slot in side] for side in (parts.inputs, parts.outputs)]
+    return sides[0], sides[1], notes
+
+
+def _tensor(slot: Slot, reported: tuple[int, ...] | None) -> Tensor:
+    declared = tuple(dim if isinstance(dim, int) else -1 for dim in slot.dims)
+    return Tensor(slot.name, slot.dtype, declared if reported is None else reported)
+
+
+def _batching(parts: Parts, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[Batching, str]:
+    """Decide whether Triton may put requests together; if not, say why."""
+    first = {slot.dims[0] if slot.dims else 1 for slot in parts.inputs}
+    if len(first) != 1 or isinstance(next(iter(first)), int):
+        return Batching(), "the inputs have no free first dimension in common"
+    if any(not tensor.dims or tensor.dims[0] != -1 for tensor in (*inputs, *outputs)):
+        return Batching(), "an output has no free first dimension"
+    if why := _dependent(parts):
+        return Batching(), why
+    buckets = parts.profile.buckets if parts.profile is not None else ()
+    sizes = sorted({shape[0] for bucket in buckets for shape in bucket.inputs.values() if shape and shape[0] > 0})
+    return Batching(max([*sizes, 1]) if sizes else MAX_BATCH, tuple(size for size in sizes if size > 1)), ""
+
+
+def _dependent(parts: Parts) -> str:
+    """Run two requests as one batch through the FP32 model; say how what they give differs, "" if it does not."""
+    one = parts.recorded[0]
+    shapes = {name: array.shape[1:] for name, array in one.inputs.items()}
+    other = next((s for s in parts.recorded[1:] if {n: a.shape[1:] for n, a in s.inputs.items()} == shapes), one)
+    with evaluate_file(parts.reference, parts.reference_data) as evaluator:
+        for pair in ((one, other), (other, one)):
+            rows = [len(next(iter(sample.inputs.values()))) for sample in pair]
+            feeds = {name: np.concatenate([sample.inputs[name] for sample in pair]) for name in one.inputs}
+            try:
+                together = evaluator.run(feeds, "two samples as one batch")
+            except InputError as error:
+                return str(error)
+            if why := differ([sample.outputs for sample in pair], together, rows):
+                return why
+    return ""
+
+
+def _write_warmups(sample: Recorded, inputs: list[Tensor], batching: Batching, folder: Path) -> list[Warmup]:
+    """Write the first sample as Triton reads it: of a batch, one row, which it repeats."""
+    arrays: Mapping[str, Any] = {name: array[:1] if batching.most else array for name, array in sample.inputs.items()}
+    folder.mkdir(parents=True)
+    files = []
+    for number, tensor in enumerate(inputs):
+        array = arrays[tensor.name]
+        file = folder / f"input_{number}"
+        file.write_bytes(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+        files.append((Tensor(tensor.name, tensor.dtype, array.shape[1:] if batching.most else array.shape), file.name))
+    sizes = sorted({1, *batching.preferred})
+    return [Warmup(f"recorded, {rows} row{'s' if rows > 1 else ''}", rows, tuple(files)) for rows in sizes]
+
+
+def verify(folder: Path) -> Verified:
+    """Check the configuration and run the model, without a server."""
+    return run_python(folder)
