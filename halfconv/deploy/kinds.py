@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfconv.deploy import edge
+from halfconv.deploy import edge, node
 from halfconv.deploy.parts import Note, Options, Parts
 from halfconv.deploy.running import Verified
 from halfconv.errors import UsageError
@@ -35,6 +35,7 @@ class Kind:
 
 KINDS: tuple[Kind, ...] = (
     Kind("edge", "portable", edge.write, "a Linux box: runtime, example and HTTP service in one folder", edge.verify),
+    Kind("node", "portable", node.write, "Node.js: onnxruntime-node", node.verify),
 )
 
 
