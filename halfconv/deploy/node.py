@@ -39,5 +39,5 @@ def verify(folder: Path) -> Verified:
     if shutil.which("node") is None:
         return Verified(False, False, "Node.js is not here; there: npm install, then node verify.mjs")
     if not any((parent / "node_modules" / "onnxruntime-node").is_dir() for parent in folder.absolute().parents):
-        return Verified(False, False, "onnxruntime-node is not installed above the package; in it: npm install, then node verify.mjs")
+        return Verified(False, False, "onnxruntime-node is not installed here; in the package: npm install, then node verify.mjs")
     return run_verification(folder, ["node", "verify.mjs"])

@@ -23,10 +23,12 @@ def vendor(folder: Path, *, runtime: bool) -> None:
 
     Args:
         folder: The package; they go to its folder ``vendored``.
-        runtime: Whether `halfconv.runtime`, with `Session` and `Pool`, is needed, too.
+        runtime: Whether `halfconv.runtime`, with `Session` and `Pool`, and the reader of ``.npz`` are needed, too.
     """
     root = Path(halfconv.__file__).parent
-    names = [*VERIFYING, *(f"runtime/{file.name}" for file in sorted((root / "runtime").glob("*.py")) if runtime)]
+    names = [*VERIFYING]
+    if runtime:
+        names += ["sample_files.py", *(f"runtime/{file.name}" for file in sorted((root / "runtime").glob("*.py")))]
     for name in names:
         target = folder / FOLDER / name
         target.parent.mkdir(parents=True, exist_ok=True)
