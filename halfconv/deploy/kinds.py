@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfconv.deploy import edge, web
+from halfconv.deploy import edge, node, ray, triton, web
 from halfconv.deploy.parts import Note, Options, Parts
 from halfconv.deploy.running import Verified
 from halfconv.errors import UsageError
@@ -35,6 +35,9 @@ class Kind:
 
 KINDS: tuple[Kind, ...] = (
     Kind("edge", "portable", edge.write, "a Linux box: runtime, example and HTTP service in one folder", edge.verify),
+    Kind("node", "portable", node.write, "Node.js: onnxruntime-node", node.verify),
+    Kind("ray", "portable", ray.write, "Ray Serve: replicas behind the Open Inference Protocol, and a client that tries again", ray.verify),
+    Kind("triton", "cuda", triton.write, "NVIDIA Triton or KServe: a model repository for the ONNX Runtime backend", triton.verify),
     Kind("web", "web", web.write, "browsers: onnxruntime-web on WebGPU or WebAssembly, with a page that verifies", web.verify),
 )
 

@@ -42,7 +42,7 @@ def copy_files(kind: str, folder: Path, parts: Parts, more: Mapping[str, Any] | 
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {"kotlin": kotlin, "swift": swift, "text": text}
+    environment.filters |= {"kotlin": kotlin, "swift": swift, "text": text, "json": json.dumps}
     known = {
         "parts": parts, "halfconv": __version__, "numpy": importlib.metadata.version("numpy"),
         "onnxruntime": importlib.metadata.version(runtime_package()), "runtime_package": runtime_package(), **(more or {}),

@@ -24,11 +24,13 @@ def vendor(folder: Path, *, runtime: bool, more: Sequence[str] = ()) -> None:
 
     Args:
         folder: The package; they go to its folder ``vendored``.
-        runtime: Whether `halfconv.runtime`, with `Session` and `Pool`, is needed, too.
+        runtime: Whether `halfconv.runtime`, with `Session` and `Pool`, and the reader of ``.npz`` are needed, too.
         more: Further modules, as paths below ``halfconv``.
     """
     root = Path(halfconv.__file__).parent
-    names = [*VERIFYING, *more, *(f"runtime/{file.name}" for file in sorted((root / "runtime").glob("*.py")) if runtime)]
+    names = [*VERIFYING, *more]
+    if runtime:
+        names += ["sample_files.py", *(f"runtime/{file.name}" for file in sorted((root / "runtime").glob("*.py")))]
     for name in names:
         target = folder / FOLDER / name
         target.parent.mkdir(parents=True, exist_ok=True)

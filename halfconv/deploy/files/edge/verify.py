@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE))
 def prove(manifest, recording):
     """Run the model as the service does."""
     import onnxruntime
+
     from vendored.deploy.manifest import require_version
     from vendored.deploy.verifying import compare
     from vendored.runtime.session import Session
