@@ -36,7 +36,7 @@ class Kind:
 KINDS: tuple[Kind, ...] = (
     Kind("edge", "portable", edge.write, "a Linux box: runtime, example and HTTP service in one folder", edge.verify),
     Kind("node", "portable", node.write, "Node.js: onnxruntime-node", node.verify),
-    Kind("ray", "portable", ray.write, "Ray Serve: replicas behind the Open Inference Protocol, and a client that tries again", ray.verify),
+    Kind("ray", "portable", ray.write, "Ray Serve: replicas behind an inference protocol, and a client that retries", ray.verify),
     Kind("triton", "cuda", triton.write, "NVIDIA Triton or KServe: a model repository for the ONNX Runtime backend", triton.verify),
     Kind("web", "web", web.write, "browsers: onnxruntime-web on WebGPU or WebAssembly, with a page that verifies", web.verify),
 )

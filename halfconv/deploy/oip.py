@@ -165,8 +165,8 @@ def _form(entry: Mapping[str, Any]) -> tuple[np.dtype[Any], Sequence[int], int]:
 
 def _from_bytes(entry: Mapping[str, Any], data: memoryview) -> Array:
     dtype, shape, count = _form(entry)
-    if len(data) != count * dtype.itemsize:
-        raise InputError(f"'{entry['name']}' has {len(data):,} bytes, and its shape needs {count * dtype.itemsize:,}", "all of them")
+    if len(data) != (needed := count * dtype.itemsize):
+        raise InputError(f"'{entry['name']}' has {len(data):,} bytes, and its shape needs {needed:,}", "all of them")
     return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
 
 
@@ -174,13 +174,19 @@ def _from_json(entry: Mapping[str, Any]) -> Array:
     dtype, shape, count = _form(entry)
     data, name = entry.get("data"), entry["name"]
     try:
-        raw = np.array(data) if isinstance(data, list) else None
-        if raw is None or raw.size != count or (raw.size and raw.dtype.kind not in ("fiub" if dtype.kind == "f" else "iub")):
+        raw = np.array(data, None if dtype.kind == "f" else object) if isinstance(data, list) else None
+        if raw is None or raw.size != count or not _fits(raw, dtype):
             raise ValueError
         array = raw.astype(dtype).reshape(shape)
-        if dtype.kind in "iu" and not np.array_equal(array, raw.reshape(shape)):
-            raise ValueError
     except (ValueError, TypeError, OverflowError, RecursionError):
         words = f"'{name}' has no list of {count:,} elements that fit {entry.get('datatype')}"
         raise InputError(words, "data of the shape given, or bytes") from None
     return array
+
+
+def _fits(raw: Array, dtype: np.dtype[Any]) -> bool:
+    """Tell whether elements that came as JSON are of a type; integers are Python's own, which have no limits."""
+    if dtype.kind == "f" or not raw.size:
+        return raw.dtype.kind in "fiub" or not raw.size
+    low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    return all(isinstance(value, int) and low <= value <= high for value in raw.reshape(-1))

@@ -37,7 +37,8 @@ class Client:
         model: The model's name there.
         timeout: Seconds that one attempt may take.
         retries: How often a request is sent again.
-        backoff: Seconds before the second retry (the first comes at once); they double each time, and up to as much is added at random.
+        backoff: Seconds before the second retry (the first comes at once); they double each time, and up to `backoff` is added at
+            random.
         longest: Most seconds between two attempts.
         connections: Connections that are kept open.
 

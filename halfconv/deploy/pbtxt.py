@@ -18,8 +18,8 @@ def render(message: Mapping[str, Any]) -> str:
     """Write a message.
 
     Args:
-        message: Field -> value: a string, a `Word`, a number, a bool, a mapping for a message, or a list of these for a repeated field.
-            A map of protobuf is a list of messages with ``key`` and ``value``.
+        message: Field -> value: a string, a `Word`, a number, a bool, a mapping for a message, or a list of these for a repeated
+            field. A map of protobuf is a list of messages with ``key`` and ``value``.
     """
     return "".join(f"{line}\n" for line in _lines(message, ""))
 

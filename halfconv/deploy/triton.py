@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ __all__ = ["verify", "write"]
 
 #: The folder that ``tritonserver --model-repository`` is given.
 REPOSITORY = "model_repository"
+#: Rows on which their independence is shown.
+ROWS = 4
 
 
 def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
@@ -50,12 +52,12 @@ def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
     copy_files("triton", folder, parts, {"repository": REPOSITORY, "batching": batching, "why": why})
     notes.append(f"requests run together up to {batching.most} rows" if batching.most else f"no batching by Triton: {why}")
     if parts.profile is not None and parts.target != "tensorrt" and any(bucket.cuda_graph for bucket in parts.profile.buckets):
-        notes.append("the profile's CUDA graphs are left out: Triton gives each request buffers of its own, which a graph does not follow")
+        notes.append("the profile's CUDA graphs are left out: Triton's buffers differ from request to request, a graph's do not")
     return tuple(notes)
 
 
 def _interface(parts: Parts) -> tuple[list[Tensor], list[Tensor], list[Note]]:
-    """Return the inputs and outputs as ONNX Runtime reports them, which is what Triton's backend compares the configuration with."""
+    """Return the inputs and outputs as ONNX Runtime reports them: Triton's backend compares the configuration with that."""
     level = parts.profile.level if parts.profile is not None else LEVELS[0]
     shapes: dict[str, tuple[int, ...]] = {}
     notes: list[Note] = []
@@ -90,21 +92,33 @@ def _batching(parts: Parts, inputs: list[Tensor], outputs: list[Tensor]) -> tupl
 
 
 def _dependent(parts: Parts) -> str:
-    """Run two requests as one batch through the FP32 model; say how what they give differs, "" if it does not."""
-    one = parts.recorded[0]
-    shapes = {name: array.shape[1:] for name, array in one.inputs.items()}
-    other = next((s for s in parts.recorded[1:] if {n: a.shape[1:] for n, a in s.inputs.items()} == shapes), one)
+    """Run rows alone and as one batch through the FP32 model; say how what they give differs, "" if it does not."""
+    rows = _rows(parts.recorded)
     with evaluate_file(parts.reference, parts.reference_data) as evaluator:
-        for pair in ((one, other), (other, one)):
-            rows = [len(next(iter(sample.inputs.values()))) for sample in pair]
-            feeds = {name: np.concatenate([sample.inputs[name] for sample in pair]) for name in one.inputs}
-            try:
-                together = evaluator.run(feeds, "two samples as one batch")
-            except InputError as error:
-                return str(error)
-            if why := differ([sample.outputs for sample in pair], together, rows):
-                return why
+        try:
+            alone = [(row, evaluator.run(row, "one row")) for row in rows]
+            for order in (alone, alone[::-1]):
+                feeds = {name: np.concatenate([row[name] for row, _ in order]) for name in rows[0]}
+                together = evaluator.run(feeds, f"{len(rows)} rows as one batch")
+                if why := differ([outputs for _, outputs in order], together, [1] * len(rows)):
+                    return why
+        except InputError as error:
+            return str(error)
     return ""
+
+
+def _rows(recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """Return several different rows of one shape."""
+    first = recorded[0].inputs
+    shapes = {name: array.shape[1:] for name, array in first.items()}
+    alike = [sample.inputs for sample in recorded if {name: array.shape[1:] for name, array in sample.inputs.items()} == shapes]
+    rows = [
+        {name: array[place : place + 1] for name, array in sample.items()}
+        for sample in alike for place in range(min(map(len, sample.values())))
+    ][:ROWS]  # fmt: skip
+    if len(rows) == 1:  # equal rows would hide that they depend on each other
+        rows.append({name: np.flip(array, -1) for name, array in rows[0].items()})
+    return rows
 
 
 def _write_warmups(sample: Recorded, inputs: list[Tensor], batching: Batching, folder: Path) -> list[Warmup]:

@@ -77,11 +77,10 @@ def check_config(path: Path, inputs: Mapping[str, Spec], outputs: Mapping[str, S
 
 
 def _compare(entries: Sequence[Any], specs: Mapping[str, Spec], batched: bool, *, exact: bool) -> list[str]:
-    problems = []
     declared = {entry.name: entry for entry in entries}
-    for name in declared.keys() ^ specs.keys():
-        problems.append(f"'{name}' is {'none of the model' if name in declared else 'missing'}")
-    for name in declared.keys() & specs.keys():
+    odd = sorted(declared.keys() ^ specs.keys())
+    problems = [f"'{name}' is {'none of the model' if name in declared else 'missing'}" for name in odd]
+    for name in sorted(declared.keys() & specs.keys()):
         entry, spec = declared[name], specs[name]
         word = _word(entry)
         if word != f"TYPE_{TYPES.get(spec.element, spec.element)}":

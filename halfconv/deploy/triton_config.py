@@ -1,9 +1,9 @@
 """``config.pbtxt`` of a model for NVIDIA Triton's ONNX Runtime backend.
 
 The names are those of Triton's ``model_config.proto`` and of the backend's README
-(https://github.com/triton-inference-server/onnxruntime_backend). Where the two leave a question open, the backend's source decides:
-it compares the dimensions of outputs with those that ONNX Runtime reports, and of four of CUDA's options it takes what ``parameters``
-says, or the default, and never what stands under ``execution_accelerators``.
+(https://github.com/triton-inference-server/onnxruntime_backend). Where the two leave a question open, the backend's source (main,
+June 2026) decides: it compares the dimensions of outputs with those that ONNX Runtime reports, and of four of CUDA's options it
+takes what ``parameters`` says, or the default, and never what stands under ``execution_accelerators``.
 """
 
 from __future__ import annotations

@@ -141,8 +141,10 @@ class Server:
         session = onnxruntime.InferenceSession(source, options, providers=providers, disabled_optimizers=left_out)
         number = len(self._sessions)
         self._sessions[number] = session
-        sides = [[(value.name, value.type, value.shape) for value in side] for side in (session.get_inputs(), session.get_outputs())]
-        return [number, *sides, session.get_providers(), onnxruntime.__version__]
+        inputs, outputs = (
+            [(value.name, value.type, value.shape) for value in side] for side in (session.get_inputs(), session.get_outputs())
+        )
+        return [number, inputs, outputs, session.get_providers(), onnxruntime.__version__]
 
     def run(self, number: int, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Run a session."""

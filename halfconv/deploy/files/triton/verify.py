@@ -37,6 +37,11 @@ def prove(manifest, recording):
         return {f"model.onnx on {session.provider}": compare(recording, session.run)}
 
 
+def fitted(array, shape):
+    """Take the last dimension off where Triton has added it."""
+    return array.reshape(shape) if array is not None and array.shape == (*shape, 1) else array
+
+
 def server(name, recording):
     """Return what runs the model on the server; what Triton gives back with one dimension more gets its own shape."""
     import tritonclient.http as triton
@@ -63,8 +68,7 @@ def server(name, recording):
         except InferenceServerException as error:
             raise InputError(f"{arguments.url}: refuses a recorded sample: {error}", "the server's log") from None
         wanted = next(sample.outputs for sample in recording.samples if sample.inputs is inputs)
-        found = {key: result.as_numpy(key) for key in wanted}
-        return {key: array.reshape(wanted[key].shape) if array.shape == (*wanted[key].shape, 1) else array for key, array in found.items()}
+        return {key: fitted(result.as_numpy(key), array.shape) for key, array in wanted.items()}
 
     return run
 
