@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from halfconv.check import CUDA
+from halfconv.deploy.manifest import read_manifest
 from halfconv.deploy.parts import Note, Options, Parts, place_model
 from halfconv.deploy.recorded import write_samples
 from halfconv.deploy.running import Verified, run_python
@@ -32,5 +34,9 @@ def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
 
 
 def verify(folder: Path) -> Verified:
-    """Run the package's ``verify.py`` on the CPU."""
+    """Run the package's ``verify.py``; a BF16 model needs a GPU, as ONNX Runtime's CPU provider loads none."""
+    import onnxruntime
+
+    if read_manifest(folder)["to"] == "bf16" and CUDA not in onnxruntime.get_available_providers():
+        return Verified(False, False, "BF16 needs a CUDA GPU, which is not here; there: python verify.py")
     return run_python(folder)

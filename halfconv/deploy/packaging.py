@@ -135,12 +135,14 @@ def deploy(
     kind, place, source = find_kind(package), Path(output), Path(model)
     if record < 1:
         raise UsageError(f"{record} recorded samples prove nothing", "--record 4")
+    if to not in kind.formats:
+        raise UsageError(f"--to {to}: the runtime of the package '{kind.name}' does not compute it", f"--to {kind.formats[0]}")
     _check_place(place, source)
     clock = StageClock(on_progress)
     wishes = Wishes(
         target=target or kind.target, to=to, half=None if half is None else Path(half), samples=samples, tolerance=tolerance,
         tolerance_file=None if tolerance_file is None else Path(tolerance_file), rules=rules, fix=fix, record=record, seed=seed,
-        allow_links=None if allow_links is None else Path(allow_links),
+        allow_links=None if allow_links is None else Path(allow_links), formats=kind.formats,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="halfconv-deploy-") as work, _built(place) as built:
         made = make_parts(source, wishes, Path(work), clock, on_progress)
