@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from halfconv.terminal import console, json_option, print_json, progress
+from halfconv.terminal import Size, console, json_option, print_json, progress
 
 __all__ = ["PACKAGES", "deploy"]
 
@@ -34,6 +34,7 @@ TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "w
 @click.option("--fix", multiple=True, metavar="NAME=SIZE",
               help="Give a free dimension a size, by its name or as INPUT:AXIS=SIZE.")
 @click.option("--record", type=click.IntRange(1), default=4, show_default=True, help="Samples that it verifies itself with.")
+@click.option("--chunk-size", type=Size(), metavar="SIZE", help="Largest file of a model in the package web.  [default: 64MB]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of samples that are made up.")
 @click.option("--allow-links", type=click.Path(path_type=Path), metavar="ROOT",
               help="Read data files that are links if their real path lies below this folder.")
@@ -41,7 +42,8 @@ TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "w
 def deploy(
     model: Path, package: str, output: Path, half: Path | None, to: str, target: str | None, samples: str | None,
     tolerance: tuple[str, ...], tolerance_file: Path | None, block_op: tuple[str, ...], block_node: tuple[str, ...],
-    block_scope: tuple[str, ...], fix: tuple[str, ...], record: int, seed: int, allow_links: Path | None, as_json: bool,
+    block_scope: tuple[str, ...], fix: tuple[str, ...], record: int,
+    chunk_size: int | None, seed: int, allow_links: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a folder that runs MODEL, an FP32 model, in half precision elsewhere, and proves that it gives the same answers.
 
@@ -57,7 +59,7 @@ def deploy(
     with progress(as_json, f"packing {model.name}") as on_progress:
         result = run(
             model, package, output, half=half, samples=samples, tolerance=tolerance, tolerance_file=tolerance_file, to=to,
-            target=target, rules=rules, fix=fix, record=record, seed=seed, allow_links=allow_links, on_progress=on_progress,
+            target=target, rules=rules, fix=fix, record=record, chunk_bytes=chunk_size, seed=seed, allow_links=allow_links, on_progress=on_progress,
         )  # fmt: skip
     if as_json:
         print_json(result.to_dict())

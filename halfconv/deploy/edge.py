@@ -32,5 +32,5 @@ def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
 
 
 def verify(folder: Path) -> Verified:
-    """Run the package's ``verify.py`` on the CPU."""
+    """Run the package's ``verify.py``."""
     return run_python(folder)

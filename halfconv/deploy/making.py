@@ -51,6 +51,7 @@ class Wishes:
     record: int = 4
     seed: int = 0
     allow_links: Path | None = None
+    formats: tuple[str, ...] = ("fp16",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,17 @@ def make_parts(
         _refuse_converted(source)
         inputs, outputs = _slots(source.model.graph.inputs, source), _slots(source.model.graph.outputs, source)
         fixed = parse_fixed(wishes.fix, inputs)
-        gate = make_gate(_word(wishes), [slot.name for slot in outputs], list(wishes.tolerance), wishes.tolerance_file)
+        # What is wrong with it, is said before the conversion.
+        make_gate(wishes.to, [slot.name for slot in outputs], list(wishes.tolerance), wishes.tolerance_file)
     warnings: list[str] = []
     with clock.stage("convert"):
         half = wishes.half if wishes.half is not None else _convert(model, wishes, folder, warnings, on_progress)
         converted = load(half, wishes.allow_links)
         _check_pair(source, converted, half, given=wishes.half is not None)
-    to = converted.model.metadata_props.get(f"{METADATA_PREFIX}to", _word(wishes))
+    to = converted.model.metadata_props.get(f"{METADATA_PREFIX}to", wishes.to)
+    if to not in wishes.formats:
+        raise UsageError(f"{half} is a {to} model, which this package's runtime does not compute", "--to " + wishes.formats[0])
+    gate = make_gate(to, [slot.name for slot in outputs], list(wishes.tolerance), wishes.tolerance_file)
     opsets, least = dict(converted.model.opset_imports), oldest_runtime(converted.model, _newest())
     reference = model
     half_data, reference_data = dict(converted.locations), dict(source.locations)
@@ -136,10 +141,6 @@ def _profile(half: Path) -> Profile | None:
     return profile if profile.sha256 else None
 
 
-def _word(wishes: Wishes) -> str:
-    return "fp16" if wishes.to == "auto" else wishes.to
-
-
 def _newest() -> str:
     import importlib.metadata
 
@@ -161,7 +162,7 @@ def _convert(
 
     rules = wishes.rules or Rules()
     result = convert(
-        model, folder / f"{safe_name(model.stem)}.{_word(wishes)}.onnx", to=wishes.to, target=wishes.target,
+        model, folder / f"{safe_name(model.stem)}.{wishes.to}.onnx", to=wishes.to, target=wishes.target,
         samples=wishes.samples, tolerance=list(wishes.tolerance) or None, tolerance_file=wishes.tolerance_file,
         block_ops=rules.block_ops, block_nodes=rules.block_nodes, block_scopes=rules.block_scopes,
         block_patterns=rules.block_patterns, allow_ops=rules.allow_ops, allow_nodes=rules.allow_nodes,

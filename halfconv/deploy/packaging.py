@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,7 @@ def deploy(
     rules: Rules | None = None,
     fix: Sequence[str] = (),
     record: int = 4,
+    chunk_bytes: int | None = None,
     seed: int = 0,
     allow_links: str | os.PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -119,6 +120,7 @@ def deploy(
         rules: What stays FP32.
         fix: ``NAME=SIZE`` or ``INPUT:AXIS=SIZE``: free dimensions that get a size.
         record: How many samples are recorded.
+        chunk_bytes: Largest file of a model, in kinds that cut them; None for the kind's own.
         seed: Of what is made up.
         allow_links: A folder below which links to files of weights may end.
         on_progress: Told what is being done.
@@ -135,20 +137,23 @@ def deploy(
     kind, place, source = find_kind(package), Path(output), Path(model)
     if record < 1:
         raise UsageError(f"{record} recorded samples prove nothing", "--record 4")
+    if to not in kind.formats:
+        raise UsageError(f"--to {to}: the runtime of the package '{kind.name}' does not compute it", f"--to {kind.formats[0]}")
     _check_place(place, source)
     clock = StageClock(on_progress)
     wishes = Wishes(
         target=target or kind.target, to=to, half=None if half is None else Path(half), samples=samples, tolerance=tolerance,
         tolerance_file=None if tolerance_file is None else Path(tolerance_file), rules=rules, fix=fix, record=record, seed=seed,
-        allow_links=None if allow_links is None else Path(allow_links),
+        allow_links=None if allow_links is None else Path(allow_links), formats=kind.formats,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="halfconv-deploy-") as work, _built(place) as built:
         made = make_parts(source, wishes, Path(work), clock, on_progress)
+        options = replace(made.options, chunk_bytes=chunk_bytes)
         parts = made.parts
         try:
             with clock.stage("write"):
-                notes = kind.write(parts, built, made.options)
-                manifest = write_manifest(built, _content(kind, parts, made.options.fixed, notes))
+                notes = kind.write(parts, built, options)
+                manifest = write_manifest(built, _content(kind, parts, options.fixed, notes))
         except OSError as error:
             raise disk_problem(error, place.absolute().parent) from None
         with clock.stage("verify"):

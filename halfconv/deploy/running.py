@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from halfconv.check import CUDA
+from halfconv.deploy.manifest import read_manifest
+
 __all__ = ["Verified", "run_python", "run_verification"]
 
 #: Seconds that a verification may take.
@@ -50,5 +53,12 @@ def run_verification(folder: Path, command: Sequence[str]) -> Verified:
 
 
 def run_python(folder: Path) -> Verified:
-    """Run a package's ``verify.py`` with this Python; it sees no halfconv but its own."""
+    """Run a package's ``verify.py`` with this Python; it sees no halfconv but its own.
+
+    A BF16 model needs a GPU, as ONNX Runtime's CPU provider loads none.
+    """
+    import onnxruntime
+
+    if read_manifest(folder)["to"] == "bf16" and CUDA not in onnxruntime.get_available_providers():
+        return Verified(False, False, "BF16 needs a CUDA GPU, which is not here; there: python verify.py")
     return run_verification(folder, [sys.executable, "-I", "-B", "verify.py"])

@@ -11,7 +11,6 @@ from halfconv.deploy.parts import Note, Options, Parts
 from halfconv.deploy.recorded import write_samples
 from halfconv.deploy.running import Verified
 from halfconv.deploy.templates import copy_files
-from halfconv.errors import UsageError
 from halfconv.runtime.settings import LEVELS
 
 __all__ = ["RUNTIME", "verify", "write"]
@@ -34,12 +33,7 @@ def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
 
     Returns:
         Sentences for the report.
-
-    Raises:
-        UsageError: The model is BF16.
     """
-    if parts.to != "fp16":
-        raise UsageError("onnxruntime-web has no BF16", "--to fp16")
     most = options.chunk_bytes or CHUNK
     half = place_chunked(parts.half, parts.half_data, folder / "models", f"{parts.name}.fp16", most)
     full = place_chunked(parts.reference, parts.reference_data, folder / "models", f"{parts.name}.fp32", most)

@@ -4,15 +4,15 @@
 
 | request | answer |
 |---|---|
-| POST /predict, JSON `{"inputs": {"NAME": [...]}}` | `{"outputs": {"NAME": [...]}}`; what is no number in JSON (NaN, infinity) is null |
+| POST /predict, JSON `{"inputs": {"NAME": [...]}}` | `{"outputs": {"NAME": [...]}}`; NaN and infinities are null |
 | POST /predict, `Content-Type: application/x-npz` | an .npz file with the outputs (`Accept` chooses either, too) |
 | GET /model | names, types and shapes of the inputs and outputs |
 | GET /health | 200 while the process lives |
 | GET /ready | 200 once the model has run a sample, until it shuts down; else 503 |
 | GET /metrics | Prometheus' text format |
 
-400: the inputs do not fit. 411, 413: no length, or too long. 415: another content type. 503: the queue is full, or not ready; try again.
-504: the run took too long. SIGTERM and SIGINT: no new requests, those in work are answered, exit code 0.
+400: the inputs do not fit. 411, 413: no length, or too long. 415: another content type. 503: the queue is full, or not ready; try
+again. 504: the run took too long. SIGTERM and SIGINT: no new requests, those in work are answered, exit code 0.
 There is no authentication and no encryption: put it behind something that has them.
 """
 
