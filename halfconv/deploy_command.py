@@ -42,8 +42,8 @@ TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "w
 def deploy(
     model: Path, package: str, output: Path, half: Path | None, to: str, target: str | None, samples: str | None,
     tolerance: tuple[str, ...], tolerance_file: Path | None, block_op: tuple[str, ...], block_node: tuple[str, ...],
-    block_scope: tuple[str, ...], fix: tuple[str, ...], record: int,
-    chunk_size: int | None, seed: int, allow_links: Path | None, as_json: bool,
+    block_scope: tuple[str, ...], fix: tuple[str, ...], record: int, chunk_size: int | None, seed: int, allow_links: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Make a folder that runs MODEL, an FP32 model, in half precision elsewhere, and proves that it gives the same answers.
 
@@ -59,7 +59,8 @@ def deploy(
     with progress(as_json, f"packing {model.name}") as on_progress:
         result = run(
             model, package, output, half=half, samples=samples, tolerance=tolerance, tolerance_file=tolerance_file, to=to,
-            target=target, rules=rules, fix=fix, record=record, chunk_bytes=chunk_size, seed=seed, allow_links=allow_links, on_progress=on_progress,
+            target=target, rules=rules, fix=fix, record=record, chunk_bytes=chunk_size, seed=seed, allow_links=allow_links,
+            on_progress=on_progress,
         )  # fmt: skip
     if as_json:
         print_json(result.to_dict())

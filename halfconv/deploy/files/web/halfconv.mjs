@@ -106,10 +106,31 @@ export async function load(options = {}) {
   const gpu = wanted[0] === "wasm" ? null : await findGpu();
   const chosen = choose(...wanted, gpu);
   const runtime = new URL(options.runtime ?? "./node_modules/onnxruntime-web/dist/", base);
+  try {
+    return await open(runtime, from, content, chosen);
+  } catch (error) {
+    if (wanted[0] !== "auto" || chosen.backend === "wasm" || !(error instanceof Unloadable)) throw error;
+    const why = `WebGPU does not take this model: ${error.reason}`;
+    return open(runtime, from, content, { ...choose("wasm", wanted[1], null), why });
+  }
+}
+
+/** What onnxruntime-web says of a model that it does not load. */
+class Unloadable extends Problem {
+  constructor(version, file, reason) {
+    const advice = "another version of onnxruntime-web, or convert the model again with the operators it has";
+    super(`onnxruntime-web ${version} cannot load ${file}: ${reason}`, advice);
+    this.reason = reason;
+  }
+}
+
+/** Download a model, and let onnxruntime-web load it. */
+async function open(runtime, from, content, chosen) {
   const ort = await start(runtime, chosen.backend, content);
+  const version = ort.env.versions.web;
   const entry = content.models[chosen.precision];
-  const externalData = [];
   const bytes = await from.bytes(entry.file);
+  const externalData = [];
   for (const { path, file } of entry.data) externalData.push({ path, data: await from.bytes(file) });
   let session;
   try {
@@ -117,12 +138,10 @@ export async function load(options = {}) {
       executionProviders: [chosen.backend], externalData, graphOptimizationLevel: LEVELS[entry.level] ?? "all", logSeverityLevel: 3,
     });
   } catch (error) {
-    const found = `onnxruntime-web ${ort.env.versions.web} cannot load ${entry.file}: ${sentence(error)}`;
-    throw new Problem(found, "another version of onnxruntime-web, or convert the model again with the operators it has");
+    throw new Unloadable(version, entry.file, sentence(error));
   }
-  return new Model(ort, session, {
-    ...chosen, inputs: content.inputs, outputs: content.outputs, runtime: ort.env.versions.web, threads: ort.env.wasm.numThreads,
-  });
+  const { inputs, outputs } = content;
+  return new Model(ort, session, { ...chosen, inputs, outputs, runtime: version, threads: ort.env.wasm.numThreads });
 }
 
 /** Import onnxruntime-web, and refuse one that is too old. */
