@@ -4,6 +4,7 @@ It speaks the Open Inference Protocol: POST /v2/models/NAME/infer, GET /v2/healt
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -60,7 +61,10 @@ def build(arguments: dict) -> serve.Application:
     if unknown := sorted(arguments.keys() - DEFAULTS.keys()):
         raise ValueError(f"there is no argument {unknown[0]!r}; try: {', '.join(DEFAULTS)}")
     settings = {name: type(default)(arguments.get(name, default)) for name, default in DEFAULTS.items()}
-    resources = {"num_cpus": settings["num_cpus"], "num_gpus": settings["num_gpus"]}
+    paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))  # replicas import this module, too
+    resources = {
+        "num_cpus": settings["num_cpus"], "num_gpus": settings["num_gpus"], "runtime_env": {"env_vars": {"PYTHONPATH": paths}},
+    }  # fmt: skip
     deployment = serve.deployment(
         Replica, name=json.loads((HERE / "manifest.json").read_text("utf-8"))["name"], num_replicas=settings["replicas"],
         ray_actor_options=resources, max_ongoing_requests=settings["queue"], health_check_period_s=2, health_check_timeout_s=10,
