@@ -150,7 +150,8 @@ def require_version(content: Mapping[str, Any], found: str, package: str = "onnx
     """
     least = str(content.get("min_ort", "0"))
     if _numbers(found) < _numbers(least):
-        raise EnvironmentProblem(f"{package} {found} is too old for this package, which needs {least}", f"{package}>={least}")
+        words = f"{package} {found} is too old for this package, which needs {least}"
+        raise EnvironmentProblem(words, f"pip install '{package}>={least}'")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """ORT format: the FP32 twin for runtimes that read nothing else, and the operators that a reduced build of ONNX Runtime needs.
 
 ONNX Runtime's converter loads a model on the CPU and saves what it has then. An FP16 model loses there what it was made for: the
-CPU provider has few half kernels, so weights become FP32 and Casts come in, at every level. Hence only the FP32 model is shipped
-like that, and what is shipped is looked at.
+CPU provider has few half kernels, so Casts come in before and after its nodes, and from constant folding on weights are FP32. Hence
+only the FP32 model is shipped like that, and what is shipped is looked at.
 
 `halfconv.deploy.ort_tools` calls these functions in a process of its own.
 """

@@ -31,7 +31,8 @@ def show_deploy(result: Deployment, console: Console) -> None:
         for slot in slots:
             dims = ", ".join(str(dim) for dim in slot.dims)
             console.print(Text(f"  {kind} {visible(slot.name)}: {slot.dtype}[{visible(dims)}]"), overflow="fold")
-    said = f"{result.recorded} {'SYNTHETIC' if result.sample_kind == 'synthetic' else 'given'} samples recorded"
+    plural = "" if result.recorded == 1 else "s"
+    said = f"{result.recorded} {'SYNTHETIC' if result.sample_kind == 'synthetic' else 'given'} sample{plural} recorded"
     console.print(Text(f"  {said}; needs ONNX Runtime {result.min_ort} or newer"), overflow="fold")
     if result.verified.ran:
         for line in result.verified.words.splitlines():
