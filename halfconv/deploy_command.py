@@ -35,6 +35,8 @@ TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "w
               help="Give a free dimension a size, by its name or as INPUT:AXIS=SIZE.")
 @click.option("--record", type=click.IntRange(1), default=4, show_default=True, help="Samples that it verifies itself with.")
 @click.option("--chunk-size", type=Size(), metavar="SIZE", help="Largest file of a model in the package web.  [default: 64MB]")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+              help="A setting of the package triton: instances, max_batch (rows; 0 for no batching), queue_delay (microseconds).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of samples that are made up.")
 @click.option("--allow-links", type=click.Path(path_type=Path), metavar="ROOT",
               help="Read data files that are links if their real path lies below this folder.")
@@ -42,8 +44,8 @@ TARGETS = ("portable", "cuda", "tensorrt", "cpu", "coreml", "xnnpack", "qnn", "w
 def deploy(
     model: Path, package: str, output: Path, half: Path | None, to: str, target: str | None, samples: str | None,
     tolerance: tuple[str, ...], tolerance_file: Path | None, block_op: tuple[str, ...], block_node: tuple[str, ...],
-    block_scope: tuple[str, ...], fix: tuple[str, ...], record: int, chunk_size: int | None, seed: int, allow_links: Path | None,
-    as_json: bool,
+    block_scope: tuple[str, ...], fix: tuple[str, ...], record: int, chunk_size: int | None,
+    settings: tuple[str, ...], seed: int, allow_links: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a folder that runs MODEL, an FP32 model, in half precision elsewhere, and proves that it gives the same answers.
 
@@ -60,7 +62,7 @@ def deploy(
         result = run(
             model, package, output, half=half, samples=samples, tolerance=tolerance, tolerance_file=tolerance_file, to=to,
             target=target, rules=rules, fix=fix, record=record, chunk_bytes=chunk_size, seed=seed, allow_links=allow_links,
-            on_progress=on_progress,
+            settings=_pairs(settings), on_progress=on_progress,
         )  # fmt: skip
     if as_json:
         print_json(result.to_dict())
@@ -68,3 +70,11 @@ def deploy(
     from halfconv.report.deploy import show_deploy
 
     show_deploy(result, console())
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    """Read ``NAME=VALUE``."""
+    for text in texts:
+        if "=" not in text:
+            raise click.UsageError(f"--set {text} has no value; try: --set {text}=1")
+    return {name: value for name, _, value in (text.partition("=") for text in texts)}

@@ -25,6 +25,7 @@ class Kind:
         summary: One line of help.
         verify: Runs the package's own verification, where its runtime is here; None if there is no way to.
         formats: Half-precision formats that its runtime can compute.
+        settings: What ``--set`` may set.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Kind:
     summary: str
     verify: Callable[[Path], Verified] | None = None
     formats: tuple[str, ...] = ("fp16",)
+    settings: tuple[str, ...] = ()
 
 
 KINDS: tuple[Kind, ...] = (
@@ -48,7 +50,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "triton", "cuda", triton.write, "NVIDIA Triton or KServe: a model repository for the ONNX Runtime backend", triton.verify,
-        formats=("fp16", "bf16"),
+        formats=("fp16", "bf16"), settings=tuple(triton.SETTINGS),
     ),
     Kind("web", "web", web.write, "browsers: onnxruntime-web on WebGPU or WebAssembly, with a page that verifies", web.verify),
 )

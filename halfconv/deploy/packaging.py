@@ -101,6 +101,7 @@ def deploy(
     fix: Sequence[str] = (),
     record: int = 4,
     chunk_bytes: int | None = None,
+    settings: Mapping[str, str] | None = None,
     seed: int = 0,
     allow_links: str | os.PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -120,6 +121,7 @@ def deploy(
         rules: What stays FP32.
         fix: ``NAME=SIZE`` or ``INPUT:AXIS=SIZE``: free dimensions that get a size.
         record: How many samples are recorded.
+        settings: Setting of the kind -> value, see `halfconv.deploy.kinds.Kind`.
         chunk_bytes: Largest file of a model, in kinds that cut them; None for the kind's own.
         seed: Of what is made up.
         allow_links: A folder below which links to files of weights may end.
@@ -139,6 +141,9 @@ def deploy(
         raise UsageError(f"{record} recorded samples prove nothing", "--record 4")
     if to not in kind.formats:
         raise UsageError(f"--to {to}: the runtime of the package '{kind.name}' does not compute it", f"--to {kind.formats[0]}")
+    if unknown := sorted((settings or {}).keys() - set(kind.settings)):
+        words = ", ".join(kind.settings)
+        raise UsageError(f"the package '{kind.name}' has no setting '{unknown[0]}'", f"--set {words}" if words else "no --set")
     _check_place(place, source)
     clock = StageClock(on_progress)
     wishes = Wishes(
@@ -148,7 +153,7 @@ def deploy(
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="halfconv-deploy-") as work, _built(place) as built:
         made = make_parts(source, wishes, Path(work), clock, on_progress)
-        options = replace(made.options, chunk_bytes=chunk_bytes)
+        options = replace(made.options, chunk_bytes=chunk_bytes, extra=dict(settings or {}))
         parts = made.parts
         try:
             with clock.stage("write"):

@@ -104,7 +104,7 @@ class Options:
     Attributes:
         fixed: Dimension -> size, already applied to both models.
         chunk_bytes: Largest file of weights, where a kind cuts them; None for the kind's own.
-        extra: Other options of a kind, by name.
+        extra: Settings of a kind, by name.
     """
 
     fixed: Mapping[str, int] = field(default_factory=dict)

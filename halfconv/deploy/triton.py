@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from halfconv.deploy.parts import Note, Options, Parts, Slot, place_model
 from halfconv.deploy.recorded import Recorded, write_samples
 from halfconv.deploy.running import Verified, run_python
 from halfconv.deploy.templates import copy_files
-from halfconv.deploy.triton_config import MAX_BATCH, Batching, Settings, Tensor, Warmup, config_text
+from halfconv.deploy.triton_config import MAX_BATCH, QUEUE_DELAY, Batching, Settings, Tensor, Warmup, config_text
 from halfconv.deploy.vendoring import vendor
 from halfconv.drift.evaluate import evaluate_file
-from halfconv.errors import InputError
+from halfconv.errors import InputError, UsageError
 from halfconv.external import without_links
 from halfconv.runtime.rows import differ
 from halfconv.runtime.session_server import CPU, LEVELS
@@ -25,6 +26,8 @@ __all__ = ["verify", "write"]
 
 #: The folder that ``tritonserver --model-repository`` is given.
 REPOSITORY = "model_repository"
+#: What ``--set`` may set -> default, and the least that makes sense.
+SETTINGS = {"instances": (1, 1), "max_batch": (MAX_BATCH, 0), "queue_delay": (QUEUE_DELAY, 0)}
 #: Rows on which their independence is shown.
 ROWS = 4
 
@@ -41,11 +44,14 @@ def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
         Sentences for the report.
     """
     place = folder / REPOSITORY / parts.name
+    numbers = {name: _number(name, options.extra.get(name, str(default)), least) for name, (default, least) in SETTINGS.items()}
+    if "max_batch" not in options.extra and (sizes := _sizes(parts)):
+        numbers["max_batch"] = max(sizes)
     inputs, outputs, notes = _interface(parts)
-    batching, why = _batching(parts, inputs, outputs)
+    batching, why = _batching(parts, inputs, outputs, numbers)
     place_model(parts.half, parts.half_data, place / "1", "model.onnx")
     warmups = _write_warmups(parts.recorded[0], inputs, batching, place / "warmup")
-    settings = Settings(parts.name, parts.target, parts.to, batching)
+    settings = Settings(parts.name, parts.target, parts.to, batching, numbers["instances"])
     (place / "config.pbtxt").write_text(config_text(settings, inputs, outputs, parts.profile, warmups), "utf-8")
     write_samples(folder / "samples", parts.recording)
     vendor(folder, runtime=True, more=("deploy/oip.py", "deploy/oip_client.py", "deploy/triton_check.py"))
@@ -77,8 +83,21 @@ def _tensor(slot: Slot, reported: tuple[int, ...] | None) -> Tensor:
     return Tensor(slot.name, slot.dtype, declared if reported is None else reported)
 
 
-def _batching(parts: Parts, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[Batching, str]:
+def _number(name: str, value: str, least: int) -> int:
+    """Read a setting.
+
+    Raises:
+        UsageError: It is no such number.
+    """
+    if not re.fullmatch("[0-9]{1,6}", value) or int(value) < least:
+        raise UsageError(f"--set {name}={value}", f"a whole number from {least} on")
+    return int(value)
+
+
+def _batching(parts: Parts, inputs: list[Tensor], outputs: list[Tensor], numbers: Mapping[str, int]) -> tuple[Batching, str]:
     """Decide whether Triton may put requests together; if not, say why."""
+    if not numbers["max_batch"]:
+        return Batching(), "max_batch is 0"
     first = {slot.dims[0] if slot.dims else 1 for slot in parts.inputs}
     if len(first) != 1 or isinstance(next(iter(first)), int):
         return Batching(), "the inputs have no free first dimension in common"
@@ -86,9 +105,14 @@ def _batching(parts: Parts, inputs: list[Tensor], outputs: list[Tensor]) -> tupl
         return Batching(), "an output has no free first dimension"
     if why := _dependent(parts):
         return Batching(), why
+    most = numbers["max_batch"]
+    return Batching(most, tuple(size for size in _sizes(parts) if 1 < size <= most), numbers["queue_delay"]), ""
+
+
+def _sizes(parts: Parts) -> list[int]:
+    """Return the batch sizes that the profile was tuned for."""
     buckets = parts.profile.buckets if parts.profile is not None else ()
-    sizes = sorted({shape[0] for bucket in buckets for shape in bucket.inputs.values() if shape and shape[0] > 0})
-    return Batching(max([*sizes, 1]) if sizes else MAX_BATCH, tuple(size for size in sizes if size > 1)), ""
+    return sorted({shape[0] for bucket in buckets for shape in bucket.inputs.values() if shape and shape[0] > 0})
 
 
 def _dependent(parts: Parts) -> str:

@@ -5,29 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from halfconv.deploy.packaging import Deployment, deploy
-from tests import zoo
+from tests.deploy.packages import real_samples as whole_samples
+from tests.deploy.packages import source
 
-__all__ = ["REAL", "deployed", "real_model", "real_samples"]
+__all__ = ["REAL", "deployed", "real_samples"]
 
 #: Models that every kind of package must carry.
 REAL = ("digits_cnn", "magika", "minilm_dynamo", "rapidocr_det")
-DIGITS = Path(__file__).parents[2] / "models"
-
-
-def real_model(key: str) -> Path:
-    """The FP32 model."""
-    return DIGITS / "digits_cnn.onnx" if key == "digits_cnn" else zoo.model(key)
 
 
 def real_samples(key: str) -> list[dict[str, Any]]:
     """Two real inputs of it: small ones, since a browser emulates a GPU with them."""
-    if key == "digits_cnn":
-        with np.load(DIGITS / "digits_cnn.npz") as arrays:
-            return [{"image": arrays["image"][start : start + 4]} for start in (0, 4)]
-    samples = zoo.samples(key)[:2]
+    samples = whole_samples(key)
     if key == "rapidocr_det":
         return [{"x": sample["x"][:, :, 160:256, 320:480]} for sample in samples]
     return [{name: array[:2] for name, array in sample.items()} for sample in samples]
@@ -36,5 +26,5 @@ def real_samples(key: str) -> list[dict[str, Any]]:
 def deployed(key: str, kind: str, folder: Path, **options: Any) -> Deployment:
     """Make a package ``folder/key`` of a real model."""
     model = folder / f"{key}.onnx"
-    model.write_bytes(real_model(key).read_bytes())
+    model.write_bytes(source(key).read_bytes())
     return deploy(model, kind, folder / key, samples=real_samples(key), **options)

@@ -16,11 +16,12 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from halfconv import convert
 from halfconv.deploy.packaging import deploy
 from halfconv.deploy.pbtxt import Word, render
 from halfconv.deploy.triton_check import check_config, read_config
 from halfconv.deploy.triton_config import Batching, Settings, Tensor, Warmup, config_text
-from halfconv.errors import InputError
+from halfconv.errors import InputError, UsageError
 from halfconv.runtime.session import Session
 from halfconv.runtime.settings import Profile, read_profile
 from tests.deploy.packing import REAL, deployed
@@ -186,6 +187,37 @@ def test_weights_in_files_lie_in_the_folder_of_the_version(folder: Path) -> None
     assert (version / "model.onnx").stat().st_size < 4096
     assert len(list(version.iterdir())) == 2
     assert run(folder / "out").returncode == 0
+
+
+def test_settings_of_the_user(folder: Path) -> None:
+    settings = {"instances": "3", "max_batch": "16", "queue_delay": "70"}
+    found = packed(folder, models.squares("float"), ROWS, settings=settings)
+    assert (found.instance_group[0].count, found.max_batch_size) == (3, 16)
+    assert found.dynamic_batching.max_queue_delay_microseconds == 70
+    assert packed(folder, models.squares("float"), ROWS, settings={"max_batch": "0"}).max_batch_size == 0
+    for wrong, words in (
+        ({"instances": "0"}, "--set instances=0; try: a whole number from 1 on"),
+        ({"max_batch": "x"}, "max_batch=x"),
+        ({"replicas": "1"}, "has no setting 'replicas'; try: --set instances, max_batch, queue_delay"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            packed(folder, models.squares("float"), ROWS, settings=wrong)
+
+
+def test_batch_sizes_are_those_that_the_profile_was_tuned_for(folder: Path) -> None:
+    (folder / "m.onnx").write_bytes(models.squares("float"))
+    half = convert(folder / "m.onnx", samples=ROWS, target="cuda").output
+    path = half.with_name(half.name + ".profile.json")
+    profile = json.loads(path.read_text("utf-8"))
+    profile["buckets"] = [{"inputs": {"x": [rows, 4]}, "cuda_graph": True} for rows in (1, 4, 16)]
+    path.write_text(json.dumps(profile), "utf-8")
+    result = deploy(folder / "m.onnx", "triton", folder / "out", samples=ROWS, half=half)
+    found = read_config(folder / "out/model_repository/m/config.pbtxt")
+    assert found.max_batch_size == 16 and list(found.dynamic_batching.preferred_batch_size) == [4, 16]
+    assert [warmup.batch_size for warmup in found.model_warmup] == [1, 4, 16]
+    assert any("CUDA graphs are left out" in note for note in result.notes) and result.verified.passed
+    found = packed(folder, models.squares("float"), ROWS, half=half, settings={"max_batch": "8"})
+    assert found.max_batch_size == 8 and list(found.dynamic_batching.preferred_batch_size) == [4]
 
 
 # What verify.py finds
