@@ -73,6 +73,14 @@ def test_what_a_killed_run_left_is_removed(model: Path) -> None:
     assert sorted(entry.name for entry in model.parent.iterdir()) == [other.name, "digits.onnx", "edge"]
 
 
+def test_a_package_that_a_killed_run_was_about_to_replace_is_put_back(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = deploy(model, "edge", model.with_name("edge"), record=1).output
+    out.rename(model.parent / ".edge.0123abcd.old.tmp")
+    refused(run_here(capfd, "deploy", model, "-p", "edge", "-o", out, "--fix", "no=1"), "has a free dimension")
+    assert sorted(entry.name for entry in model.parent.iterdir()) == ["digits.onnx", "edge"]
+    check(out)
+
+
 def test_a_package_that_does_not_prove_itself_is_not_left(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = packaging.find_kind("edge")
     changed = type(kind)(kind.name, kind.target, kind.write, kind.summary, lambda folder: Verified(True, False, "it fails"))
