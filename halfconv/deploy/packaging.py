@@ -18,6 +18,7 @@ from halfconv.deploy.making import Wishes, make_parts
 from halfconv.deploy.manifest import is_package, write_manifest
 from halfconv.deploy.parts import Parts, Slot
 from halfconv.deploy.running import Verified
+from halfconv.deploy.templates import require_templates
 from halfconv.errors import CheckFailed, EnvironmentProblem, UsageError
 from halfconv.locks import lock, locked_folder
 from halfconv.progress import Progress, StageClock
@@ -132,6 +133,7 @@ def deploy(
         CheckFailed: The conversion failed, or the package's verification did; nothing is left.
     """
     kind, place, source = find_kind(package), Path(output), Path(model)
+    require_templates()
     if record < 1:
         raise UsageError(f"{record} recorded samples prove nothing", "--record 4")
     if to not in kind.formats:
