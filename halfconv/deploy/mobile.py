@@ -19,6 +19,7 @@ from halfconv.deploy.templates import copy_files
 from halfconv.deploy.usability import Usability
 from halfconv.deploy.vendoring import vendor
 from halfconv.errors import CheckFailed, InputError
+from halfconv.profile import file_sha256
 
 __all__ = ["check_twin", "verify", "write"]
 
@@ -83,7 +84,7 @@ def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
     more = {
         "twin": twin.name, "sizes": sizes, "decimal": decimal, "usability": found, "fixed": dict(options.fixed),
         "android_version": _newer(ANDROID, parts.min_ort), "swift_version": _newer(SWIFT, parts.min_ort),
-        "swift_types": SWIFT_TYPES, "files": sorted({half.name, twin.name, *parts.half_data}),
+        "version": "".join(file_sha256(file)[:8] for file in (half, twin)), "swift_types": SWIFT_TYPES, "files": sorted({half.name, twin.name, *parts.half_data}),
     }  # fmt: skip
     copy_files("mobile", folder, parts, more)
     free = sorted({dim for slot in parts.inputs for dim in slot.dims if isinstance(dim, str)})

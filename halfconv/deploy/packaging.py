@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from halfconv.deploy.making import Wishes, make_parts
 from halfconv.deploy.manifest import is_package, write_manifest
 from halfconv.deploy.parts import Parts, Slot
 from halfconv.deploy.running import Verified
+from halfconv.deploy.templates import require_templates
 from halfconv.errors import CheckFailed, EnvironmentProblem, UsageError
 from halfconv.locks import lock, locked_folder
 from halfconv.progress import Progress, StageClock
@@ -137,6 +137,7 @@ def deploy(
         CheckFailed: The conversion failed, or the package's verification did; nothing is left.
     """
     kind, place, source = find_kind(package), Path(output), Path(model)
+    require_templates()
     if record < 1:
         raise UsageError(f"{record} recorded samples prove nothing", "--record 4")
     if to not in kind.formats:
@@ -151,8 +152,8 @@ def deploy(
         tolerance_file=None if tolerance_file is None else Path(tolerance_file), rules=rules, fix=fix, record=record, seed=seed,
         allow_links=None if allow_links is None else Path(allow_links), formats=kind.formats,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="halfconv-deploy-") as work, _built(place) as built:
-        made = make_parts(source, wishes, Path(work), clock, on_progress)
+    with _built(place) as (built, work):
+        made = make_parts(source, wishes, work, clock, on_progress)
         options = replace(made.options, chunk_bytes=chunk_bytes, extra=dict(settings or {}))
         parts = made.parts
         try:
@@ -226,47 +227,54 @@ def _check_place(place: Path, source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _built(place: Path) -> Iterator[Path]:
-    """Give a folder beside `place`; it gets its name when the block ends well, else it goes.
+def _built(place: Path) -> Iterator[tuple[Path, Path]]:
+    """Give two folders beside `place`, for the package and for work; the first gets its name when the block ends well.
 
-    What a killed run left of the same package is removed.
+    Else both go, and the second always: it is here since the folder for temporary files may be in memory. What a killed run left
+    of the same package is removed, and a package that it was about to replace is put back.
     """
     parent, token = place.absolute().parent, secrets.token_hex(4)
     temporary, old = parent / f".{place.name}.{token}.tmp", parent / f".{place.name}.{token}.old.tmp"
     try:
         with locked_folder(parent):
-            _clean(parent, place.name)
+            _clean(parent, place)
             temporary.mkdir()
             held = os.open(temporary, os.O_RDONLY)
             lock(held, wait=False)
         try:
-            yield temporary
+            package, work = temporary / "package", temporary / "work"
+            package.mkdir()
+            work.mkdir()
+            yield package, work
             with locked_folder(parent):
                 if place.is_dir():
                     place.rename(old)
                 try:
-                    temporary.rename(place)
+                    package.rename(place)
                 except OSError:
                     if old.exists():
                         old.rename(place)
                     raise
+                shutil.rmtree(old, ignore_errors=True)
         finally:
             os.close(held)
     except OSError as error:
         raise disk_problem(error, parent) from None
     finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _clean(parent: Path, name: str) -> None:
+def _clean(parent: Path, place: Path) -> None:
     """Remove what runs left that are gone: nobody holds a lock on it."""
-    leftover = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}(\.old)?\.tmp")
+    leftover = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}(\.old)?\.tmp")
     for entry in list(parent.iterdir()):
-        if leftover.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
-            descriptor = os.open(entry, os.O_RDONLY)
-            try:
-                if lock(descriptor, wait=False):
-                    shutil.rmtree(entry, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+        if not (found := leftover.fullmatch(entry.name)) or not entry.is_dir() or entry.is_symlink():
+            continue
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            if found[1] and not place.exists():
+                entry.rename(place)
+            elif lock(descriptor, wait=False):
+                shutil.rmtree(entry, ignore_errors=True)
+        finally:
+            os.close(descriptor)

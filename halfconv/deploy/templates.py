@@ -19,7 +19,7 @@ from halfconv.check import runtime_package
 from halfconv.deploy.parts import Parts
 from halfconv.errors import EnvironmentProblem
 
-__all__ = ["FILES", "copy_files", "kotlin", "swift", "text"]
+__all__ = ["FILES", "copy_files", "kotlin", "require_templates", "swift", "text"]
 
 #: Where they lie.
 FILES = Path(__file__).parent / "files"
@@ -37,8 +37,7 @@ def copy_files(kind: str, folder: Path, parts: Parts, more: Mapping[str, Any] | 
     Raises:
         EnvironmentProblem: Jinja2 is not installed.
     """
-    if importlib.util.find_spec("jinja2") is None:
-        raise EnvironmentProblem("Jinja2 is not installed, which fills in a package's files", "pip install 'halfconv[deploy]'")
+    require_templates()
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
@@ -58,6 +57,16 @@ def copy_files(kind: str, folder: Path, parts: Parts, more: Mapping[str, Any] | 
             target.write_text(environment.from_string(file.read_text("utf-8")).render(known), "utf-8")
         else:
             target.write_bytes(file.read_bytes())
+
+
+def require_templates() -> None:
+    """Refuse to begin what cannot be ended.
+
+    Raises:
+        EnvironmentProblem: Jinja2 is not installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise EnvironmentProblem("Jinja2 is not installed, which fills in a package's files", "pip install 'halfconv[deploy]'")
 
 
 def kotlin(value: str) -> str:

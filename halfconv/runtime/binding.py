@@ -177,7 +177,7 @@ class Bound:
             to, address, size = self._addresses[name]
             direct = _as_wanted(feed, staged) if to != address else None
             if direct is not None:
-                self._device.copy_now(to, direct.ctypes.data, size)
+                self._device.send(to, direct.ctypes.data, size)
                 continue
             if feed.shape == staged.shape:
                 cast_into(feed, staged)
@@ -357,7 +357,7 @@ class Bound:
         for name in found.keys() - staged:
             address, size, *_ = reads[name]
             if address is not None:
-                self._device.copy_now(found[name].ctypes.data, address, size)
+                self._device.fetch(found[name].ctypes.data, address, size)
         for name, array in found.items():
             ended = finish(array, self._outputs[name], wanted)
             found[name] = self._own(ended, array) if name in staged else ended

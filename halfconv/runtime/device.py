@@ -25,8 +25,10 @@ _LIBRARIES = {
     "linux": ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"),
     "win32": ("cudart64_13.dll", "cudart64_12.dll", "cudart64_110.dll"),
 }
-#: CUDA's numbers: a copy whose addresses tell the way, a stream that does not wait for the default one.
-_ANY_WAY, _NON_BLOCKING = 4, 1
+#: CUDA's numbers of the ways of a copy: to the device, from it, and as the addresses tell.
+_TO_DEVICE, _FROM_DEVICE, _ANY_WAY = 1, 2, 4
+#: CUDA's number of a stream that does not wait for the default one.
+_NON_BLOCKING = 1
 
 
 class Gate:
@@ -130,8 +132,11 @@ class Device(Protocol):
     def copy(self, to: int, address: int, size: int) -> None:
         """Begin to copy bytes, from and to the device, a buffer or both."""
 
-    def copy_now(self, to: int, address: int, size: int) -> None:
-        """Copy many bytes between the device and memory of the caller's, and wait; what runs on the device must have ended."""
+    def send(self, to: int, address: int, size: int) -> None:
+        """Copy many bytes of the caller's memory to the device, for the next run; what runs on the device must have ended."""
+
+    def fetch(self, to: int, address: int, size: int) -> None:
+        """Copy many bytes from the device into the caller's memory, and wait; what runs on the device must have ended."""
 
     def wait(self) -> None:
         """Wait for all copies that began."""
@@ -166,7 +171,7 @@ class Host:
         """Copy bytes."""
         ctypes.memmove(to, address, size)
 
-    copy_now = copy
+    send = fetch = copy
 
     def wait(self) -> None:
         """Do nothing: copies are done at once."""
@@ -275,9 +280,23 @@ class Cuda:
         if code:
             _fail(self._library, "cudaMemcpyAsync", code)
 
-    def copy_now(self, to: int, address: int, size: int) -> None:
-        """Copy many bytes and wait: CUDA brings pageable memory faster than on a stream (one H200: by 13 µs per MB)."""
-        code = self._memcpy_now(to, address, size, _ANY_WAY) or self._synchronize(None)  # the last bytes may be on their way
+    def send(self, to: int, address: int, size: int) -> None:
+        """Copy many bytes of the caller's memory to the device, for the next run.
+
+        Nothing is staged in memory of our own: CUDA's own staging takes two thirds of the time (one H200, 19 MB: 1.44 ms, staged
+        2.33 ms, in pieces 2.10 ms). On the stream that the model runs on there is nothing to wait for either.
+        """
+        if self.shared:
+            self.copy(to, address, size)
+        else:
+            self._copy_now(to, address, size, _TO_DEVICE)
+
+    def fetch(self, to: int, address: int, size: int) -> None:
+        """Copy many bytes from the device into the caller's memory, and wait."""
+        self._copy_now(to, address, size, _FROM_DEVICE)
+
+    def _copy_now(self, to: int, address: int, size: int, way: int) -> None:
+        code = self._memcpy_now(to, address, size, way) or self._synchronize(None)  # the last bytes may be on their way
         if code:
             _fail(self._library, "cudaMemcpy", code)
 

@@ -132,7 +132,7 @@ class Route:
         for name, move, same, direct in self._moves:
             array = feeds[name]
             if direct and array.flags.c_contiguous:
-                device.copy_now(move.to, array.ctypes.data, move.size)
+                device.send(move.to, array.ctypes.data, move.size)
                 continue
             if same:
                 np.copyto(move.staged, array)
@@ -151,7 +151,7 @@ class Route:
             whole.reshape(-1)[:: _PAGE // whole.itemsize] = 0  # the system maps its pages while the device works
         device.wait()
         for result in self._large:
-            device.copy_now(found[result.name].ctypes.data, result.source, result.size)
+            device.fetch(found[result.name].ctypes.data, result.source, result.size)
             if result.name not in self._kept:
                 found[result.name] = finish(found[result.name], result.spec, self._wanted)
         for result, view, _ in self._small:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from halfconv.deploy.manifest import write_manifest
 from halfconv.deploy.node import ONNXRUNTIME_NODE
 from halfconv.deploy.packaging import Deployment, deploy
+from halfconv.profile import file_sha256
 from tests import zoo
 
 ROOT = Path(__file__).parents[2]
@@ -88,3 +91,14 @@ def node_modules() -> Path:
         if done.returncode:
             pytest.skip(f"npm cannot install it here: {done.stderr[-300:]}")
     return cache_folder / "node_modules"
+
+
+def sign_again(package: Path) -> None:
+    """Write a manifest, and a profile, of what is there now."""
+    content = json.loads((package / "manifest.json").read_text("utf-8"))
+    model = package / "model" / content["model"]
+    profile = model.with_name(model.name + ".profile.json")
+    if profile.exists():
+        changed = {**json.loads(profile.read_text("utf-8")), "model_sha256": file_sha256(model)}
+        profile.write_text(json.dumps(changed), "utf-8")
+    write_manifest(package, {key: value for key, value in content.items() if key not in ("schema_version", "files")})

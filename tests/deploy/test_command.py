@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,14 @@ def test_what_a_killed_run_left_is_removed(model: Path) -> None:
     assert sorted(entry.name for entry in model.parent.iterdir()) == [other.name, "digits.onnx", "edge"]
 
 
+def test_a_package_that_a_killed_run_was_about_to_replace_is_put_back(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = deploy(model, "edge", model.with_name("edge"), record=1).output
+    out.rename(model.parent / ".edge.0123abcd.old.tmp")
+    refused(run_here(capfd, "deploy", model, "-p", "edge", "-o", out, "--fix", "no=1"), "has a free dimension")
+    assert sorted(entry.name for entry in model.parent.iterdir()) == ["digits.onnx", "edge"]
+    check(out)
+
+
 def test_a_package_that_does_not_prove_itself_is_not_left(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = packaging.find_kind("edge")
     changed = type(kind)(kind.name, kind.target, kind.write, kind.summary, lambda folder: Verified(True, False, "it fails"))
@@ -133,6 +143,14 @@ def test_missing_and_unusable_models(folder: Path, capfd: pytest.CaptureFixture[
     graph = helper.make_graph(nodes, "g", [value], [helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, [2])])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "sequence.onnx")
     refused(run_here(capfd, "deploy", folder / "sequence.onnx", "-p", "edge", "-o", folder / "edge"), "'s' is a sequence")
+
+
+def test_without_jinja2_nothing_begins(model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
+    refused(run_here(capfd, "deploy", model, "-p", "edge", "-o", model.with_name("edge")), "Jinja2", "halfconv[deploy]")
+    assert [entry.name for entry in model.parent.iterdir()] == ["digits.onnx"]
 
 
 def test_an_operator_that_no_runtime_has_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from halfconv.deploy.kinds import KINDS
-from halfconv.deploy.manifest import check, write_manifest
+from halfconv.deploy.manifest import check
 from halfconv.deploy.recorded import read_samples
 from halfconv.deploy_command import PACKAGES
-from halfconv.profile import file_sha256
-from tests.deploy.packages import MODELS, make, real_samples, source, verify
+from tests.deploy.packages import MODELS, make, real_samples, sign_again, source, verify
 from tests.test_schemas import validate
 
 ALL = ("edge", "mobile", "node")
@@ -148,13 +147,3 @@ def test_other_weights_fail_with_exit_code_1(broken: tuple[str, Path], tmp_path:
     done = verify(kind, package, tmp_path)
     assert done.returncode == 1, done.stderr
     assert "logits: FAILED: rel_l2" in done.stdout and "verify: FAILED" in done.stdout
-
-
-def sign_again(package: Path) -> None:
-    """Write a manifest of what is there now."""
-    content = json.loads((package / "manifest.json").read_text("utf-8"))
-    profile = package / "model" / "digits_cnn.fp16.onnx.profile.json"
-    if profile.exists():
-        changed = {**json.loads(profile.read_text("utf-8")), "model_sha256": file_sha256(model_of(package))}
-        profile.write_text(json.dumps(changed), "utf-8")
-    write_manifest(package, {key: value for key, value in content.items() if key not in ("schema_version", "files")})

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import numpy as np
 import pytest
 
 from halfconv.deploy.recorded import Recorded, read_samples
-from tests.deploy.packages import bare_python, run_bare
+from tests.deploy.packages import bare_python, run_bare, sign_again
 
 JSON, NPZ = "application/json", "application/x-npz"
 
@@ -248,14 +249,21 @@ def test_too_many_requests_are_told_to_come_again(made: Path, sample: Recorded, 
 
 
 def test_a_damaged_package_is_not_served(made: Path, tmp_path: Path) -> None:
-    import shutil
-
     package = shutil.copytree(made / "edge-digits_cnn", tmp_path / "edge")
     with (package / "model" / "digits_cnn.fp16.onnx").open("ab") as stream:
         stream.write(b"\0")
     done = run_bare(package, tmp_path, "serve.py", "--port", "0")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith("serve: ") and "was changed" in line
+
+
+def test_a_model_that_gives_other_outputs_here_never_becomes_ready(made: Path, tmp_path: Path) -> None:
+    package = shutil.copytree(made / "edge-digits_cnn", tmp_path / "edge")
+    outputs = package / "samples" / "0.out.0.bin"
+    outputs.write_bytes((np.fromfile(outputs, "<f4") * 2).astype("<f4").tobytes())
+    sign_again(package)
+    done = run_bare(package, tmp_path, "serve.py", "--port", "0")
+    assert done.returncode == 2 and "does not give the recorded outputs: logits: FAILED" in done.stderr
 
 
 def test_the_example_runs(made: Path, tmp_path: Path) -> None:

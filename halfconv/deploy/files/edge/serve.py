@@ -8,7 +8,7 @@
 | POST /predict, `Content-Type: application/x-npz` | an .npz file with the outputs (`Accept` chooses either, too) |
 | GET /model | names, types and shapes of the inputs and outputs |
 | GET /health | 200 while the process lives |
-| GET /ready | 200 once the model has run a sample, until it shuts down; else 503 |
+| GET /ready | 200 once the model has given a recorded output, until it shuts down; else 503 |
 | GET /metrics | Prometheus' text format |
 
 400: the inputs do not fit. 411, 413: no length, or too long. 415: another content type. 503: the queue is full, or not ready; try
@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -41,6 +42,7 @@ try:
 
     from vendored.deploy.manifest import check, read_manifest, require_version
     from vendored.deploy.recorded import read_samples
+    from vendored.deploy.verifying import compare
     from vendored.errors import HalfconvError, InputError, PoolFull, RunStopped
     from vendored.runtime.pool import Pool
     from vendored.runtime.session import Session
@@ -153,13 +155,14 @@ class Service:
         self.provider = "none"
 
     def start(self):
-        """Load the model, and run a recorded sample, so that the first request finds everything ready."""
-        options = self.options
-        self.session = Session(
-            HERE / "model" / self.manifest["model"], provider=options.provider, threads=options.threads
-        )
+        """Load the model, and compare it on a recorded sample: the first request finds everything ready, and right."""
+        options, recording = self.options, read_samples(HERE / "samples")
+        model = HERE / "model" / self.manifest["model"]
+        self.session = Session(model, provider=options.provider, threads=options.threads)
         self.provider = self.session.provider
-        self.session.run(read_samples(HERE / "samples").samples[0].inputs)
+        outcome = compare(replace(recording, samples=recording.samples[:1]), self.session.run)
+        if options.check and not outcome.passed:
+            raise InputError(f"the model does not give the recorded outputs: {'; '.join(outcome.lines)}", "python verify.py")
         self.pool = Pool(
             self.session, workers=options.workers, queue=options.queue, max_batch=options.max_batch, max_delay=options.max_delay
         )
@@ -389,7 +392,7 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request, address):
         """Say nothing of clients that are gone."""
-        if not isinstance(sys.exception() if sys.version_info >= (3, 11) else sys.exc_info()[1], OSError):
+        if not isinstance(sys.exception(), OSError):
             super().handle_error(request, address)
 
     def open(self, handler):
@@ -447,7 +450,7 @@ def parse(arguments=None):
     parser.add_argument("--max-total", type=size, default=256 * 10**6, help="bytes of all requests in work")
     parser.add_argument("--connections", type=int, default=128, help="open at the same time")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds of one prediction, the wait included")
-    parser.add_argument("--no-check", dest="check", action="store_false", help="do not compare the files with the manifest")
+    parser.add_argument("--no-check", dest="check", action="store_false", help="compare neither files nor outputs first")
     return parser.parse_args(arguments)
 
 
@@ -460,8 +463,7 @@ def main():
     except (HalfconvError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2
-    failed = []
-    stopped = threading.Event()
+    failed, stopped = [], threading.Event()
 
     def load():
         try:
@@ -473,12 +475,11 @@ def main():
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    host, port = server.server_address[:2]
-    print(f"serve: listening on http://{host}:{port}", flush=True)
+    print(f"serve: listening on http://{options.host}:{server.server_port}", flush=True)
     listening = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
-    listening.start()
     loading = threading.Thread(target=load, daemon=True)
-    loading.start()
+    for thread in (listening, loading):
+        thread.start()
     stopped.wait()
     server.drain()
     server.server_close()  # waits for the requests in work
