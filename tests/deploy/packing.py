@@ -12,7 +12,7 @@ from tests.deploy.packages import source
 __all__ = ["REAL", "deployed", "real_samples"]
 
 #: Models that every kind of package must carry.
-REAL = ("digits_cnn", "magika", "minilm_dynamo", "rapidocr_det")
+REAL = ("digits_cnn", "magika", "minilm_ts", "rapidocr_det")
 
 
 def real_samples(key: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import tritonclient.http
 
 from halfconv.deploy.oip_client import Client
 from halfconv.deploy.packaging import deploy
+from halfconv.errors import InputError
 from halfconv.runtime.session import Session
 from tests.deploy.packing import REAL, deployed, real_samples
 from tests.runtime import models
@@ -104,11 +105,11 @@ except ValueError as error:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, converted: Callable[[str], Path]) -> Iterator[Cluster]:
     """One cluster, with every real model as its own application of two replicas."""
     folder = tmp_path_factory.mktemp("cluster")
     for key in REAL:
-        assert deployed(key, "ray", folder).verified.passed
+        assert deployed(key, "ray", folder, half=converted(key)).verified.passed
     command = [sys.executable, "-m", "tests.deploy.ray_cluster", *(str(folder / key) for key in REAL)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     log = folder / "ray.log"
@@ -159,7 +160,18 @@ def test_real_models_pass_their_own_verification(key: str, cluster: Cluster) -> 
 @pytest.mark.slow
 def test_the_example_runs(cluster: Cluster) -> None:
     done = run(cluster.folder / "digits_cnn", "example.py", f"{cluster.url}/digits_cnn")
-    assert done.returncode == 0 and "logits: float32[3, 10] begins with" in done.stdout, done.stderr
+    assert done.returncode == 0 and "logits: float32[2, 10] begins with" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_no_request_is_refused_and_not_sent_again(cluster: Cluster) -> None:
+    with Client(f"{cluster.url}/digits_cnn", "digits_cnn") as client:
+        assert client.ready() and client.metadata()["inputs"][0]["shape"] == [-1, 1, 8, 8]
+        with pytest.raises(InputError, match=r"answers 400: .*image"):
+            client.infer({"image": np.ones((1, 1, 8, 9), np.float32)})
+        with pytest.raises(InputError, match="answers 413: the body has more than 64,000,000 bytes; try: a smaller batch"):
+            client.infer({"image": np.ones((250_001, 1, 8, 8), np.float32)})
+        assert client.retried == 0
 
 
 @pytest.mark.slow

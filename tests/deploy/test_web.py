@@ -187,7 +187,7 @@ def test_webgpu_is_taken_by_itself_and_left_where_it_does_not_take_the_model(bro
 @pytest.mark.parametrize("key", REAL)
 def test_real_models_give_the_answers_of_the_fp32_model(key: str, browser: Browser, small: Path, folder: Path) -> None:
     """By itself the page takes FP32 on WebAssembly, since Chromium emulates the GPU here."""
-    deployed(key, "web", folder, record=1, chunk_bytes=None if key == "minilm_dynamo" else 1_500_000)
+    deployed(key, "web", folder, record=1, chunk_bytes=None if key == "minilm_ts" else 1_500_000)
     out = folder / key
     with_runtime(out, small)
     content = json.loads((out / "web.json").read_text("utf-8"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ray import serve
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -25,6 +25,7 @@ DEFAULTS = {
     "max_batch": 8,  # rows that may run together
     "max_delay": 0.002,  # seconds that a request may wait for others
     "queue": 256,  # requests that may wait in a replica
+    "max_body": 64_000_000,  # bytes of a request's body
     "timeout": 30.0,  # seconds that a request may take, the wait included
 }
 
@@ -42,13 +43,19 @@ class Replica:
             HERE / "model" / manifest["model"], provider=settings["provider"], threads=max(1, int(settings["num_cpus"])),
             memory_limit=settings["gpu_memory"] or None,
         )  # fmt: skip
+        self._most = settings["max_body"]
         names = ("max_batch", "max_delay", "queue", "timeout")
         self._service = Service(session, manifest["name"], **{name: settings[name] for name in names})
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-        answer = await self._service.answer(request.method, path, request.headers, await request.body())
+        body = bytearray()
+        async for part in request.stream():
+            if len(body) + len(part) > self._most:
+                return JSONResponse({"error": f"the body has more than {self._most:,} bytes; try: a smaller batch"}, 413)
+            body += part
+        answer = await self._service.answer(request.method, path, request.headers, bytes(body))
         return Response(answer.body, answer.status, answer.headers)
 
 
