@@ -84,7 +84,8 @@ def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
     more = {
         "twin": twin.name, "sizes": sizes, "decimal": decimal, "usability": found, "fixed": dict(options.fixed),
         "android_version": _newer(ANDROID, parts.min_ort), "swift_version": _newer(SWIFT, parts.min_ort),
-        "version": "".join(file_sha256(file)[:8] for file in (half, twin)), "swift_types": SWIFT_TYPES, "files": sorted({half.name, twin.name, *parts.half_data}),
+        "version": "".join(file_sha256(file)[:8] for file in (half, twin)), "swift_types": SWIFT_TYPES,
+        "files": sorted({half.name, twin.name, *parts.half_data}),
     }  # fmt: skip
     copy_files("mobile", folder, parts, more)
     free = sorted({dim for slot in parts.inputs for dim in slot.dims if isinstance(dim, str)})
@@ -141,7 +142,8 @@ def _newer(version: str, least: str) -> str:
 def _sentence(entry: Usability) -> Note:
     if not entry.covered or entry.note:
         return f"{entry.provider}: {entry.note}"
-    words = f"{entry.provider}: {entry.supported} of {entry.nodes} nodes in {len(entry.partitions)} partitions"
+    plural = "" if len(entry.partitions) == 1 else "s"
+    words = f"{entry.provider}: {entry.supported} of {entry.nodes} nodes in {len(entry.partitions)} partition{plural}"
     if entry.supported_if_fixed != entry.supported:
         words += f"; with all dimensions fixed {entry.supported_if_fixed} in {len(entry.partitions_if_fixed)}"
     return f"{words}; worth trying: {entry.verdict} (by operators and shapes, types are not looked at)"

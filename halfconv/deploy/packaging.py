@@ -20,7 +20,7 @@ from halfconv.deploy.parts import Parts, Slot
 from halfconv.deploy.running import Verified
 from halfconv.deploy.templates import require_templates
 from halfconv.errors import CheckFailed, EnvironmentProblem, UsageError
-from halfconv.locks import lock, locked_folder
+from halfconv.locks import held_folder, is_held, locked_folder
 from halfconv.progress import Progress, StageClock
 from halfconv.storage import disk_problem
 
@@ -235,46 +235,45 @@ def _built(place: Path) -> Iterator[tuple[Path, Path]]:
     """
     parent, token = place.absolute().parent, secrets.token_hex(4)
     temporary, old = parent / f".{place.name}.{token}.tmp", parent / f".{place.name}.{token}.old.tmp"
+    package, work = temporary / "package", temporary / "work"
     try:
-        with locked_folder(parent):
-            _clean(parent, place)
-            temporary.mkdir()
-            held = os.open(temporary, os.O_RDONLY)
-            lock(held, wait=False)
-        try:
-            package, work = temporary / "package", temporary / "work"
+        with contextlib.ExitStack() as held:
+            with locked_folder(parent):
+                _clean(parent, place)
+                temporary.mkdir()
+                held.enter_context(held_folder(temporary))
             package.mkdir()
             work.mkdir()
             yield package, work
             with locked_folder(parent):
-                if place.is_dir():
-                    place.rename(old)
-                try:
-                    package.rename(place)
-                except OSError:
-                    if old.exists():
-                        old.rename(place)
-                    raise
-                shutil.rmtree(old, ignore_errors=True)
-        finally:
-            os.close(held)
+                _replace(package, place, old)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise disk_problem(error, parent) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _replace(package: Path, place: Path, old: Path) -> None:
+    """Give a package its name; the one that has it goes to `old`, or stays if that fails."""
+    if place.is_dir():
+        place.rename(old)
+    try:
+        package.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
+
+
 def _clean(parent: Path, place: Path) -> None:
-    """Remove what runs left that are gone: nobody holds a lock on it."""
+    """Remove what runs left that are gone, and put back what one was about to replace."""
     leftover = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}(\.old)?\.tmp")
     for entry in list(parent.iterdir()):
-        if not (found := leftover.fullmatch(entry.name)) or not entry.is_dir() or entry.is_symlink():
+        found = leftover.fullmatch(entry.name)
+        if found is None or not entry.is_dir() or entry.is_symlink():
             continue
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            if found[1] and not place.exists():
-                entry.rename(place)
-            elif lock(descriptor, wait=False):
-                shutil.rmtree(entry, ignore_errors=True)
-        finally:
-            os.close(descriptor)
+        if found[1] and not place.exists():
+            entry.rename(place)
+        elif not is_held(entry):
+            shutil.rmtree(entry, ignore_errors=True)

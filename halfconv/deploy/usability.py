@@ -78,7 +78,7 @@ def _entries(model: str, name: str) -> tuple[Usability, ...]:
         ("CoreML NeuralNetwork", coreml("coreml_supported_neuralnetwork_ops.md")),
     )
     try:
-        proto = onnx.shape_inference.infer_shapes(_lifted(onnx.load(model, load_external_data=False)))
+        proto = onnx.shape_inference.infer_shapes(_lifted(onnx.load(model, load_external_data=False)), data_prop=True)
     except Exception as error:
         words = str(error).strip().partition("\n")[0][:200]
         note = f"shapes cannot be inferred: {words}"

@@ -25,6 +25,7 @@ from halfconv.graph.rotary import grouped_heads, rotary
 from halfconv.graph.rules import MS, Rule, RulePass
 from halfconv.graph.sizes import Learned
 from halfconv.graph.skips import skip_layer_norm, skip_rms_norm
+from halfconv.graph.strided import drop_gather
 from halfconv.graph.transposes import drop_cast, drop_reshape, drop_zero, merge_transposes
 
 __all__ = ["FUSIONS", "Fusion", "fusions_for"]
@@ -67,6 +68,7 @@ FUSIONS: tuple[Fusion, ...] = (
     Fusion("no-op Identity", "it hides what follows", _by(drop_cast, "Identity"), GPU),
     Fusion("no-op Add", "of 0, it hides what follows", _by(drop_zero, "Add"), GPU),
     Fusion("no-op Reshape", "to the shape that there is, it hides what follows", _by(drop_reshape, "Reshape"), GPU),
+    Fusion("no-op Gather", "of all elements in order, it computes with the batch size", _by(drop_gather, "Gather"), GPU),
     Fusion("LayerNormalization", "its statistics stay FP32 inside one kernel", _plain(FuseLayerNormPass)),
     Fusion("RMSNormalization", "its mean of squares stays FP32 inside one kernel", _plain(FuseRmsNormPass)),
     Fusion("GlobalAveragePool", "its sum stays FP32 inside one kernel", _plain(PoolMeanPass)),

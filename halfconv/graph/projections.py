@@ -16,11 +16,16 @@ SMALLEST, LARGEST = 2.0**-6, 2.0**6
 
 
 def fold_scale(mul: ir.Node, rewriter: Rewriter) -> Outcome:
-    """Fold gamma · (x · W + b) into weight and bias."""
+    """Fold gamma · (x · W + b) into weight and bias; a Transpose may stand between the two, as timm writes it."""
     if mul.domain or len(mul.inputs) != 2 or not is_float(mul.outputs[0]):
         return None
     for gamma, value in (mul.inputs, mul.inputs[::-1]):
-        if gamma is None or value is None or not is_weight(gamma) or gamma.shape is None or gamma.shape.rank() != 1:
+        if gamma is None or value is None or not is_weight(gamma) or gamma.const_value is None:
+            continue
+        moved = value.producer()
+        transpose = moved if moved is not None and is_op(moved, "Transpose", mul.graph) else None
+        value = value if transpose is None else transpose.inputs[0]
+        if value is None or not _of_channels(gamma, transpose, mul.outputs[0]):
             continue
         add = value.producer()
         bias, product = _biased(add, value)
@@ -30,15 +35,28 @@ def fold_scale(mul: ir.Node, rewriter: Rewriter) -> Outcome:
         weight = matmul.inputs[1]
         if weight is None or not is_weight(weight) or weight.shape is None or weight.shape.rank() != 2:
             continue
-        if weight.const_value is None or gamma.const_value is None or weight.shape[1] != gamma.shape[0]:
+        if weight.const_value is None or weight.shape[1] != gamma.const_value.size:
             continue
-        if only_reader(value) is not mul or only_reader(product) is None or len(list(weight.uses())) > 1:
+        steps = [value, product] if transpose is None else [transpose.outputs[0], value, product]
+        if any(only_reader(step) is None for step in steps) or len(list(weight.uses())) > 1:
             return "the product before it, or its weight, is read by others, too"
         sizes = np.abs(gamma.const_value.numpy())
         if not ((sizes >= SMALLEST) & (sizes <= LARGEST)).all():
             return f"its factors reach from {sizes.min():.2g} to {sizes.max():.2g}; folded, weights would lose digits in half"
-        return _fold(mul, matmul, weight, bias, gamma, rewriter)
+        return _fold(mul, transpose, matmul, weight, bias, gamma, rewriter)
     return None
+
+
+def _of_channels(gamma: ir.Value, transpose: ir.Node | None, output: ir.Value) -> bool:
+    """Tell whether a factor is a vector along the axis that is the last one before the transposition."""
+    if gamma.shape is None or output.shape is None or gamma.const_value is None:
+        return False
+    dims, rank = gamma.const_value.shape.numpy(), output.shape.rank()
+    if transpose is None:
+        return len(dims) == 1
+    perm = transpose.attributes["perm"].as_ints() if "perm" in transpose.attributes else range(rank)[::-1]
+    axis = list(perm).index(rank - 1)
+    return len(dims) <= rank and all(size == 1 or place + rank - len(dims) == axis for place, size in enumerate(dims))
 
 
 def _biased(add: ir.Node | None, value: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:
@@ -54,25 +72,35 @@ def _biased(add: ir.Node | None, value: ir.Value) -> tuple[ir.Value | None, ir.V
 
 
 def _fold(
-    mul: ir.Node, matmul: ir.Node, weight: ir.Value, bias: ir.Value | None, gamma: ir.Value, rewriter: Rewriter
+    mul: ir.Node, transpose: ir.Node | None, matmul: ir.Node, weight: ir.Value, bias: ir.Value | None, gamma: ir.Value,
+    rewriter: Rewriter,
 ) -> Outcome:  # fmt: skip
     tensors = weight.const_value, gamma.const_value, bias.const_value if bias is not None else None
-    if bias is not None and bias.shape != gamma.shape:
+    if bias is not None and (tensors[1] is None or bias.shape is None or bias.shape[0] != tensors[1].size):
         return None
 
+    def factors() -> np.ndarray:
+        assert tensors[1] is not None
+        return np.asarray(tensors[1].numpy().reshape(-1))
+
     def scaled() -> np.ndarray:
-        assert tensors[0] is not None and tensors[1] is not None
-        product: np.ndarray = tensors[0].numpy().astype(np.float64) * tensors[1].numpy()
-        return product.astype(np.float32)
+        assert tensors[0] is not None
+        return np.asarray(tensors[0].numpy().astype(np.float64) * factors()).astype(np.float32)
 
     def fold() -> ir.Node:
-        assert weight.shape is not None and tensors[1] is not None
+        assert weight.shape is not None
         whole = rewriter.lazy(scaled, weight.shape.numpy(), f"{weight.name}_scaled")
-        inputs = [matmul.inputs[0], whole]
-        if tensors[2] is None:
+        inputs, sizes = [matmul.inputs[0], whole], rewriter.sizes.of(matmul.outputs[0])
+        if tensors[2] is None and transpose is None:
             return rewriter.replace(mul, "MatMul", inputs)
-        shifted = (tensors[2].numpy().astype(np.float64) * tensors[1].numpy()).astype(np.float32)
-        product = rewriter.add("MatMul", inputs, mul, "product", rewriter.sizes.of(matmul.outputs[0]))
-        return rewriter.replace(mul, "Add", [product, rewriter.constant(shifted, f"{weight.name}_bias")])
+        value = rewriter.add("MatMul", inputs, mul, "product", sizes)
+        if tensors[2] is not None:
+            shifted = (tensors[2].numpy().astype(np.float64) * factors()).astype(np.float32)
+            inputs = [value, rewriter.constant(shifted, f"{weight.name}_bias")]
+            if transpose is None:
+                return rewriter.replace(mul, "Add", inputs)
+            value = rewriter.add("Add", inputs, mul, "shifted", sizes)
+        assert transpose is not None
+        return rewriter.replace(mul, "Transpose", [value], {a.name: a for a in transpose.attributes.values()})
 
     return fold

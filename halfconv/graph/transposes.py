@@ -14,7 +14,7 @@ from halfconv.graph.fuse import only_reader, remove_unread, scalar
 from halfconv.graph.rules import Outcome, Rewriter
 from halfconv.graph.typegroups import is_float
 
-__all__ = ["drop_cast", "drop_reshape", "drop_zero", "merge_transposes"]
+__all__ = ["drop_cast", "drop_reshape", "drop_zero", "dropped", "merge_transposes"]
 
 #: Operators of one input, and of others that hold one number, through which a transposition passes.
 THROUGH = frozenset({
@@ -28,7 +28,7 @@ def drop_cast(node: ir.Node, rewriter: Rewriter) -> Outcome:
     value, output = node.inputs[0], node.outputs[0]
     if value is None or node.domain or not is_float(value) or not is_float(output) or output.is_graph_output():
         return None
-    return _drop(node, value)
+    return dropped(node, value)
 
 
 def drop_zero(node: ir.Node, rewriter: Rewriter) -> Outcome:
@@ -39,7 +39,7 @@ def drop_zero(node: ir.Node, rewriter: Rewriter) -> Outcome:
         if value is None or zero is None or scalar(zero) != 0.0 or not is_float(value):
             continue
         if value.shape is not None and zero.shape is not None and zero.shape.rank() <= value.shape.rank():
-            return _drop(node, value)
+            return dropped(node, value)
     return None
 
 
@@ -49,10 +49,10 @@ def drop_reshape(node: ir.Node, rewriter: Rewriter) -> Outcome:
     if value is None or node.domain or not is_float(value) or node.outputs[0].is_graph_output():
         return None
     before, after = rewriter.sizes.of(value), rewriter.sizes.of(node.outputs[0])
-    return _drop(node, value) if before is not None and before == after else None
+    return dropped(node, value) if before is not None and before == after else None
 
 
-def _drop(node: ir.Node, value: ir.Value) -> Callable[[], ir.Node]:
+def dropped(node: ir.Node, value: ir.Value) -> Callable[[], ir.Node]:
     """Return what lets the readers of a node's output read another value."""
     output, shape = node.outputs[0], node.inputs[1:]
 

@@ -41,13 +41,14 @@ class LossScaler:
             growth_interval=growth_interval if fixed is None else _NEVER,
             enabled=enabled,
         )
-        self.history: list[tuple[int, float]] = [(0, self.scale)] if enabled else []
+        self._now = self._scaler.get_scale()  # each look at the scaler's own waits for the GPU
+        self.history: list[tuple[int, float]] = [(0, self._now)] if enabled else []
         self.skipped = 0
 
     @property
     def scale(self) -> float:
         """The factor now; 1 if nothing is scaled."""
-        return self._scaler.get_scale()
+        return self._now
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss times the scale, to call ``backward()`` on."""
@@ -67,15 +68,16 @@ class LossScaler:
         Returns:
             Whether the weights were updated.
         """
-        before = self.scale
+        before = self._now
         self._scaler.step(optimizer)
         self._scaler.update()
-        after = self.scale
+        after = self._scaler.get_scale()
         if after < before:  # which only an overflow does
             self.skipped += 1
             if self._fixed is not None:
                 self._scaler.update(self._fixed)
                 return False
+        self._now = after
         if after != before:
             self.history.append((number, after))
         return after >= before
@@ -88,5 +90,6 @@ class LossScaler:
         """Take a state back."""
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
+            self._now = self._scaler.get_scale()
         self.history = [(int(step), float(scale)) for step, scale in state["history"]]
         self.skipped = int(state["skipped"])

@@ -25,7 +25,7 @@ from tests import zoo
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
 #: The real models that go through every kind of package.
-MODELS = ("digits_cnn", "magika", "rapidocr_det", pytest.param("minilm_ts", marks=pytest.mark.slow))
+MODELS = ("digits_cnn", *(pytest.param(key, marks=pytest.mark.slow) for key in ("magika", "rapidocr_det", "minilm_ts")))
 KINDS = ("edge", "mobile", "node")
 
 

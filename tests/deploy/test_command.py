@@ -20,6 +20,7 @@ from halfconv.deploy.manifest import check
 from halfconv.deploy.packaging import deploy
 from halfconv.deploy.recorded import read_samples
 from halfconv.deploy.running import Verified
+from halfconv.locks import held_folder
 from tests.commands import Run, run_here
 from tests.deploy.packages import DIGITS
 from tests.test_schemas import validate
@@ -67,10 +68,12 @@ def test_a_package_is_replaced_and_nothing_else_is(model: Path, capfd: pytest.Ca
 
 
 def test_what_a_killed_run_left_is_removed(model: Path) -> None:
-    left = model.parent / ".edge.0123abcd.tmp"
-    (left / "model").mkdir(parents=True)
-    other = model.parent / ".edge.other.tmp"
-    other.mkdir()
+    left, other, busy = (model.parent / f".edge.{word}.tmp" for word in ("0123abcd", "other", "abcd0123"))
+    for folder in (left, other, busy):
+        (folder / "package").mkdir(parents=True)
+    with held_folder(busy):  # another run works there
+        deploy(model, "edge", model.with_name("edge"), record=1)
+    assert sorted(entry.name for entry in model.parent.iterdir()) == [busy.name, other.name, "digits.onnx", "edge"]
     deploy(model, "edge", model.with_name("edge"), record=1)
     assert sorted(entry.name for entry in model.parent.iterdir()) == [other.name, "digits.onnx", "edge"]
 
@@ -176,7 +179,7 @@ def test_weights_beside_the_model_come_along(model: Path) -> None:
         check(result.output)
 
 
-@pytest.mark.parametrize("fix", ["batch=2", "image:0=2"])
+@pytest.mark.parametrize("fix", ["batch=2", pytest.param("image:0=2", marks=pytest.mark.slow)])
 def test_dimensions_are_fixed_in_both_models(model: Path, fix: str) -> None:
     result = deploy(model, "mobile", model.with_name("mobile"), fix=[fix], record=1)
     assert result.verified.passed

@@ -22,6 +22,7 @@ def run(script: str, folder: Path) -> str:
     return shell(script, folder, 600, PYTHONPATH=str(ROOT))
 
 
+@pytest.mark.slow
 def test_commands_work(tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
     edge, example, mobile, node = BLOCKS

@@ -131,6 +131,7 @@ def test_the_checker_of_sources_sees_what_is_wrong() -> None:
 HOSTILE = 'in"put$x ${y} \\(z) \\u{41}\n\t/*é*/\u2028'
 
 
+@pytest.mark.slow
 def test_names_of_a_model_stay_data(tmp_path: Path) -> None:
     model = onnx.load(DIGITS)
     for node in model.graph.node:
@@ -160,6 +161,7 @@ def test_literals_are_one_literal(text: str) -> None:
     assert problems(root) == [] and strings(root) == [swift(text)]
 
 
+@pytest.mark.slow
 def test_swift_lacks_types_and_the_report_says_so(folder: Path) -> None:
     nodes = [helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT), helper.make_node("Relu", ["h"], ["y"])]
     kinds = (("x", TensorProto.BOOL), ("y", TensorProto.FLOAT))

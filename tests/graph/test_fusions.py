@@ -488,6 +488,52 @@ def test_a_layer_scale_is_folded(bias: bool) -> None:
     assert "Mul" in ops(made) and {refusal.fusion for refusal in done.refused} == {"MatMul, Mul"}
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 6, 1, 1), (6, 1, 1)])
+def test_a_layer_scale_behind_a_transposition_is_folded(bias: bool, shape: tuple[int, ...]) -> None:
+    rest = "c = Add(a, d)\n t = Transpose<perm = [0,3,1,2]>(c)" if bias else "t = Transpose<perm = [0,3,1,2]>(a)"
+    graph = f"(float[b,s,s,8] x) => (float[b,6,s,s] y) {{ a = MatMul(x, w)\n {rest}\n y = Mul(t, g) }}"
+    factors = np.linspace(0.5, 2, 6, dtype=np.float32)
+    weights = {"w": normal(8, 6), "g": factors.reshape(shape)} | ({"d": normal(6)} if bias else {})
+    made, done = fuse(graph, {"x": normal(2, 3, 3, 8)}, weights)
+    assert ops(made) == ["MatMul", *["Add"] * bias, "Transpose"] and done.fusions == {"MatMul, Mul": 1}
+    for other in (np.linspace(0.5, 2, 3, dtype=np.float32), factors.reshape(6, 1, 1, 1)[:2]):  # along other axes
+        made, done = fuse(graph, {"x": normal(2, 3, 3, 8)}, weights | {"g": other})
+        assert "Mul" in ops(made) and not done.fusions
+
+
+STRIDED = """(float[b,4,2,2] x) => (float[b,4,1,1] y) {
+    s = Shape<start = 0, end = 1>(x)
+    n = Squeeze(s)
+    m = GlobalAveragePool(x)
+    f = Reshape(m, one)
+    r = Range(zero, LIMIT, step)
+    p = Mul(r, four)
+    q = Unsqueeze(p, axes)
+    i = Add(q, inner)
+    g = Gather<axis = 0>(f, i)
+    y = Relu(g)
+}"""
+
+
+def strided(**changed: np.ndarray) -> dict[str, np.ndarray]:
+    numbers = {"zero": 0, "step": 1, "four": 4, "one": [-1], "axes": [1, 2, 3], "inner": np.arange(4).reshape(1, 4, 1, 1)}
+    return {name: np.array(number, np.int64) for name, number in (numbers | changed).items()}
+
+
+def test_a_gather_of_all_elements_in_order_is_removed() -> None:
+    made, done = fuse(STRIDED.replace("LIMIT", "n"), {"x": normal(3, 4, 2, 2)}, strided())
+    assert ops(made) == ["GlobalAveragePool", "Relu"] and done.fusions == {"no-op Gather": 1}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"inner": np.array([1, 0, 2, 3]).reshape(1, 4, 1, 1)}, {"four": 2}, {"step": 2}, {"inner": np.zeros((1, 4, 1, 1))}]
+)
+def test_a_gather_of_other_elements_stays(changed: dict[str, Any]) -> None:
+    made, done = fuse(STRIDED.replace("LIMIT", "n"), {"x": normal(3, 4, 2, 2)}, strided(**changed))
+    assert "Gather" in ops(made) and reasons(done) == {("no-op Gather", "its places are not those of all elements in order")}
+
+
 @pytest.mark.parametrize(
     "body,left",
     [
