@@ -97,6 +97,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is no manifest of halfconv", _AGAIN)
     if content.get("schema_version") != 1:
         raise InputError(f"{path}: has version {content.get('schema_version')!r}, and 1 is known", "a newer halfconv")
+    for name in (content.get("model", "m"), content.get("name", "m")):  # which become parts of paths
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise InputError(f"{path}: the model cannot be called {name!r}", _AGAIN)
     for entry in content["files"]:
         if (
             not isinstance(entry, dict)

@@ -117,6 +117,12 @@ def test_a_missing_manifest_is_told(broken: tuple[str, Path], tmp_path: Path) ->
     assert "manifest.json" in told(broken, tmp_path)
 
 
+def test_a_model_outside_of_the_package_is_not_loaded(broken: tuple[str, Path], tmp_path: Path) -> None:
+    path = broken[1] / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "model": "../../digits.onnx"}), "utf-8")
+    assert "cannot be called '../../digits.onnx'" in told(broken, tmp_path)
+
+
 def test_an_old_runtime_is_told(broken: tuple[str, Path], tmp_path: Path) -> None:
     path = broken[1] / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "min_ort": "99.1"}), "utf-8")

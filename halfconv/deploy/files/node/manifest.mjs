@@ -20,6 +20,9 @@ export async function readManifest(folder) {
     throw new Unusable(`manifest.json cannot be read: ${error.message}; try: copy the whole package again`);
   }
   if (content.schema_version !== 1) throw new Unusable(`manifest.json has version ${content.schema_version}; try: a newer halfconv`);
+  if (!/^[A-Za-z0-9_][A-Za-z0-9_.-]*$/.test(content.model)) {
+    throw new Unusable(`manifest.json: the model cannot be called '${content.model}'; try: copy the whole package again`);
+  }
   return content;
 }
 
