@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -44,9 +44,9 @@ def inputs_for(
             raise UsageError(f"{path} takes {sorted(found)}, and {paths[0]} takes {sorted(names)}", "versions of one model")
     if any(spec.sequence for spec in specs):
         raise InputError(f"{paths[0]} takes a sequence, which a benchmark cannot make", "a model with tensors")
-    batched = {spec.name for spec in specs if spec.shape and not isinstance(spec.shape[0], int)}
+    batched = {spec.name for spec in specs if spec.shape and not _is_fixed(spec.shape[0])}
     given = None if samples is None else open_samples(samples, specs).first().feeds
-    fixed = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)}
+    fixed = {spec.shape[0] for spec in specs if spec.shape and _is_fixed(spec.shape[0])}
     if not batched:
         size = next(iter(fixed)) if len(fixed) == 1 else None
         feeds = given if given is not None else synthetic_samples(models[0], 1, seed).first().feeds
@@ -58,6 +58,11 @@ def inputs_for(
         symbols = {spec.shape[0]: batch for spec in specs if spec.name in batched and spec.shape and isinstance(spec.shape[0], str)}
         feeds = given if given is not None else synthetic_samples(models[0], 1, seed, dims=symbols).first().feeds
         yield batch, _sized(feeds, batched, batch, specs), ""
+
+
+def _is_fixed(dim: object) -> TypeGuard[int]:
+    """Tell whether a dimension has a size; exporters write -1 for one that varies."""
+    return isinstance(dim, int) and dim >= 0
 
 
 def _sized(feeds: Mapping[str, Any], batched: set[str], batch: int, specs: Sequence[InputSpec]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from halfconv.errors import HalfconvError
 from halfconv.export_command import export
 from halfconv.formats_command import formats
 from halfconv.plan_commands import diff, explain, plan_option
-from halfconv.terminal import Size
+from halfconv.sweep_command import sweep
+from halfconv.terminal import Size, is_verbose
 from halfconv.terminal import console as _console
 from halfconv.terminal import json_option as _json_option
 from halfconv.terminal import print_json as _print_json
@@ -120,6 +121,19 @@ class _Group(click.Group):
         if not asks_for_help:  # which a broken file must not prevent
             context.default_map = self._defaults()
         return context
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; with --verbose an internal error is shown in full before `main` reports it."""
+        try:
+            return super().invoke(context)
+        except (HalfconvError, click.ClickException, click.exceptions.Exit, click.Abort, OSError):
+            raise
+        except Exception:
+            if is_verbose():
+                import traceback
+
+                traceback.print_exc()
+            raise
 
     def _defaults(self) -> dict[str, dict[str, Any]]:
         flags = {
@@ -379,6 +393,7 @@ cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(formats)
+cli.add_command(sweep)
 cli.add_command(train)
 
 

@@ -13,15 +13,16 @@ try:
 except ImportError:  # pragma: no cover  # Windows: there is no lock, and nothing is cleaned up
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["held_folder", "is_held", "lock", "locked_folder"]
+__all__ = ["held_folder", "is_held", "lock", "locked_folder", "only_one"]
 
 
-def lock(file: IO[str] | int, *, wait: bool) -> bool:
+def lock(file: IO[str] | int, *, wait: bool, shared: bool = False) -> bool:
     """Lock a file until it is closed.
 
     Args:
         file: An open file, or its descriptor.
         wait: Whether to wait while somebody else holds it.
+        shared: Whether others may have it at the same time who want it shared, too.
 
     Returns:
         Whether it is locked now: not where it is taken, or where the file system or the platform has no locks.
@@ -29,7 +30,7 @@ def lock(file: IO[str] | int, *, wait: bool) -> bool:
     if fcntl is None:  # pragma: no cover
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True
@@ -86,3 +87,32 @@ def is_held(folder: Path) -> bool:
         return not lock(descriptor, wait=False)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[str | None]:
+    """Be the only one in a place as long as the block runs, where the file system has locks.
+
+    Args:
+        path: A file that stands for the place; it is made, and says who holds it.
+
+    Yields:
+        None; if another process is there, what it wrote: its process number.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            yield file.read(20).strip()
+            return
+        except OSError:  # no locks here
+            pass
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield None

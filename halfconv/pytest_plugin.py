@@ -153,6 +153,7 @@ def _failure(report: DriftReport, command: str) -> str:
     names = [visible(output.name) for output in report.outputs if not output.passed]
     names += [f"metric {visible(metric.name)}" for metric in report.metrics if not metric.passed]
     names += ["baseline"] if report.baseline else []
+    names += [f"waiver for {visible(waiver.subject)}" for waiver in report.waivers if waiver.expired]
     what = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     lines = [
         f"{visible(report.candidate)} drifts too far: {what}",
@@ -164,6 +165,7 @@ def _failure(report: DriftReport, command: str) -> str:
         f"metric {metric_sentence(m.name, m.reference, m.candidate, m.drop, m.limit)}" for m in report.metrics if not m.passed
     ]
     broken += [f"baseline: {visible(sentence)}" for sentence in report.baseline]
+    broken += [visible(waiver.sentence()) for waiver in report.waivers if waiver.expired]
     lines += broken[:SENTENCES]
     if len(broken) > SENTENCES:
         lines.append(f"… and {len(broken) - SENTENCES} more")

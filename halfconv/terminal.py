@@ -1,11 +1,13 @@
-"""What all commands share: the --json option, JSON on stdout, the console, progress on stderr."""
+"""What all commands share: the options --json, --quiet and --verbose, JSON on stdout, the console, progress on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -13,9 +15,11 @@ import click
 
 from halfconv.progress import Progress
 
-__all__ = ["Size", "console", "json_option", "print_json", "progress"]
+__all__ = ["Size", "console", "is_verbose", "json_option", "print_json", "progress"]
 
 Command = Callable[..., Any]
+#: Where a command keeps --quiet and --verbose, among what click's contexts share.
+QUIET, VERBOSE = "halfconv.quiet", "halfconv.verbose"
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no type argument
@@ -35,29 +39,68 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # older releases of clic
 
 
 def json_option(command: Command) -> Command:
-    """Add the option --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+    """Add the options that every command has: --json, and --quiet and --verbose, which the command need not know of."""
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_keep(QUIET),
+                     help="Print errors only; the exit code, --json and files say the rest."),
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_keep(VERBOSE),
+                     help="Say on stderr, line by line, what is being done; show where an internal error arose."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _keep(key: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def keep(context: click.Context, option: click.Parameter, given: bool) -> None:
+        context.meta[key] = given
+        if context.meta.get(QUIET) and context.meta.get(VERBOSE):
+            raise click.UsageError("--quiet and --verbose contradict each other; try: one of them")
+
+    return keep
+
+
+def _asked(key: str) -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(key))
+
+
+def is_verbose() -> bool:
+    """Tell whether the command that runs was given --verbose."""
+    return _asked(VERBOSE)
+
+
+def _plain() -> bool:
+    """Tell whether a CI system reads what looks like a terminal; FORCE_COLOR asks for colours there."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false") and not os.environ.get("FORCE_COLOR")
 
 
 def console() -> Any:
-    """Return the console that results are shown on."""
+    """Return the console that results are shown on: plain where it is piped or in CI, silent with --quiet.
+
+    rich follows NO_COLOR.
+    """
     from rich.console import Console
 
-    return Console(soft_wrap=False, highlight=False)
+    return Console(soft_wrap=False, highlight=False, quiet=_asked(QUIET), force_terminal=False if _plain() else None)
 
 
 @contextlib.contextmanager
 def progress(quiet: bool, title: str) -> Iterator[Callable[[Progress], None] | None]:
-    """Show on stderr what is being done and how much of it is done, where a person is looking.
+    """Show on stderr what is being done and how much of it is done: a bar where a person is looking, lines with --verbose.
 
     Args:
-        quiet: Whether to show nothing.
+        quiet: Whether to show no bar.
         title: What the command does.
 
     Yields:
         What is to be told of progress; None where nobody looks.
     """
-    if quiet or not sys.stderr.isatty():
+    if is_verbose():
+        yield _lines(title)
+        return
+    if quiet or _asked(QUIET) or _plain() or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -85,6 +128,20 @@ def progress(quiet: bool, title: str) -> Iterator[Callable[[Progress], None] | N
             bar.update(task, description=escape(words), completed=now.done, total=now.total or None, amount=amount)
 
         yield tell
+
+
+def _lines(title: str) -> Callable[[Progress], None]:
+    """Return what writes a line whenever something else is being done."""
+    begin, last = time.monotonic(), [""]
+
+    def tell(now: Progress) -> None:
+        words = ": ".join(part for part in (title, now.stage, now.detail) if part)
+        if words != last[0]:
+            click.echo(f"[{time.monotonic() - begin:6.1f} s] {words}", err=True)
+            last[0] = words
+
+    tell(Progress(""))
+    return tell
 
 
 def print_json(content: dict[str, Any]) -> None:

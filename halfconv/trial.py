@@ -151,7 +151,7 @@ class Trials:
             limit, energy = self.gate.bounds_of(name).get("rel_l2"), accumulator.energy()
             if limit is not None and 0 < energy < math.inf:
                 self._most[name] = limit**2 * energy * (1 + 1e-9)
-        return Trial(outputs, means.result(self.gate.limit_of), found.worst, simulation.unmodelled)
+        return Trial(outputs, self.gate.judge_metrics(means.result(self.gate.limit_of)), found.worst, simulation.unmodelled)
 
     def badness(self, trial: Trial) -> dict[str, float]:
         """Return for each output how far it is beyond its bounds: the largest ratio of a measure to its bound."""

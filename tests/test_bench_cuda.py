@@ -15,7 +15,7 @@ import pytest
 from bench import cuda, cuda_prepare, cuda_table, cuda_timing
 from bench.cuda_contenders import existing, lineup
 from bench.cuda_prepare import Case, case_of
-from tests import test_readme
+from tests import generated
 
 ROOT = Path(cuda.__file__).parents[1]
 
@@ -154,12 +154,12 @@ def test_the_readme_table_has_a_line_for_each_case() -> None:
 def test_the_readme_takes_the_last_result_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "bench" / "results"
     results.mkdir(parents=True)
-    monkeypatch.setattr(test_readme, "ROOT", tmp_path)
-    monkeypatch.setattr(test_readme, "RESULTS", results / "zoo_h100.json")
-    assert test_readme.cuda_results() == []
+    monkeypatch.setattr(generated, "ROOT", tmp_path)
+    monkeypatch.setattr(generated, "RESULTS", results / "zoo_h100.json")
+    assert generated.cuda_results() == []
     for name in ("cuda_cpu.json", "cuda_h100.json"):
         (results / name).write_text(json.dumps(content(made_up())))
-    assert test_readme.make_cuda() == cuda_table.markdown(content(made_up()), "bench/results/cuda_h100.json")
+    assert generated.make_cuda() == cuda_table.markdown(content(made_up()), "bench/results/cuda_h100.json")
 
 
 def test_the_printed_table_says_what_failed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,12 @@ def test_a_batch_that_is_fixed_is_all_there_is(batches: list[int], note: bool, t
     assert any("left out" in words for words in report.notes) == note
 
 
+def test_minus_one_is_a_batch_that_varies(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", batch=-1)
+    found = list(inputs_for([path], [1, 4], None, 0))
+    assert [(batch, feeds["x"].shape, note) for batch, feeds, note in found] == [(1, (1, 8), ""), (4, (4, 8), "")]
+
+
 def test_models_of_different_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(halfconv.UsageError, match="versions of one model"):
         bench([save(tmp_path / "a.onnx"), save(tmp_path / "b.onnx", name="z")], **QUICK)

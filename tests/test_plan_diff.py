@@ -134,7 +134,7 @@ def test_an_fp32_value_is_explained_by_rule_culprit_and_casts(folder: Path) -> N
 
 
 def test_every_rule_has_a_meaning() -> None:
-    text = (Path(halfconv.__file__).parents[1] / "README.md").read_text("utf-8")
+    text = (Path(halfconv.__file__).parents[1] / "docs" / "convert.md").read_text("utf-8")
     table = text[text.index("| rule | what it means |") : text.index("A rule on an operator counts")]
     for rule in MEANINGS:
         assert f"`{rule}" in table, rule

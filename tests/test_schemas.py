@@ -22,7 +22,7 @@ from halfconv.planning import plan_model
 
 NAMES = (
     "baseline", "bench", "convert", "demo", "deploy", "diff", "doctor", "explain", "export", "formats", "inspect", "manifest",
-    "plan", "profile", "ranges", "train", "validate",
+    "plan", "profile", "ranges", "sweep", "sweep_result", "train", "validate",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from halfconv.drift.paired import Paired, run_paired
 from halfconv.drift.report import SYNTHETIC, DriftReport, LayerDrift
 from halfconv.drift.simulate import FORMATS, Simulation, simulate
 from halfconv.drift.task import Metric, MetricMeans, accuracy, find_metrics, labels_of
+from halfconv.drift.waivers import notes as waiver_notes
 from halfconv.errors import InputError, UsageError
 from halfconv.graph.prepare import prepare
 from halfconv.model import SourceModel, load
@@ -120,10 +121,13 @@ def validate(
         if simulation is not None and simulation.fused and all(output.passed for output in outputs):
             with clock.stage("as written"):
                 warnings += _as_written(half, simulation, found.worst, ours, gate, to)
+    judged = gate.judge_metrics(means.result(gate.limit_of))
+    waivers = gate.waiver_uses(outputs, judged)
+    warnings += waiver_notes(waivers)
     warnings += [SYNTHETIC] * (used.kind == "synthetic") + [CPU_HIDES] * (on == "cpu")
     report = DriftReport(
         reference=str(paths[0]), candidate=str(paths[1]), on=on, to=to or "fp16", samples=found.total, sample_kind=used.kind,
-        seed=used.seed, outputs=outputs, metrics=means.result(gate.limit_of), tolerance=gate.resolved(),
+        seed=used.seed, outputs=outputs, metrics=judged, tolerance=gate.resolved(), waivers=waivers,
         unmodelled=simulation.unmodelled if simulation is not None else (),
     )  # fmt: skip
     failed = not report.passed and on != "cpu"

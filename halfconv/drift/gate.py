@@ -8,6 +8,11 @@ A tolerance file holds defaults, tables of single outputs, and the largest drop 
     argmax_agreement = 0.99
     [metrics]
     accuracy = 0.005
+    [[waivers]]
+    output = "logits"
+    metric = "rel_l2"
+    reason = "the new tokenizer, issue 214"
+    expires = 2027-01-31
 
 A bound for one output wins over a default, wherever it stands; between two of the same kind, the command line (or the mapping)
 wins over the file, and both over the built-in defaults.
@@ -16,6 +21,7 @@ wins over the file, and both over the built-in defaults.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import math
 import tomllib
@@ -25,7 +31,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from halfconv.drift.report import Measures, OutputDrift
+from halfconv.drift.report import Measures, MetricDrift, OutputDrift, WaiverUse
+from halfconv.drift.waivers import Waiver, read_waivers
 from halfconv.errors import InputError, UsageError
 
 __all__ = ["DEFAULTS", "HARD", "MEASURES", "Gate", "make_gate", "parse_tolerances"]
@@ -53,11 +60,15 @@ class Gate:
         bounds: Bounds of every output, by measure.
         outputs: Output -> bounds of this output alone, by measure.
         metrics: User metric -> largest drop.
+        waivers: Bounds that may be broken for now (see `halfconv.drift.waivers`).
+        today: The day on which waivers are judged.
     """
 
     bounds: Mapping[str, float]
     outputs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    waivers: tuple[Waiver, ...] = ()
+    today: datetime.date = field(default_factory=datetime.date.today)
 
     def judge(self, drift: OutputDrift) -> OutputDrift:
         """Compare an output's measures with their bounds.
@@ -66,13 +77,14 @@ class Gate:
             drift: The output's drift.
 
         Returns:
-            The same with one sentence in `failures` for every bound that is broken. A measure that does not apply breaks none.
+            The same with one sentence in `failures`, or in `waived`, for every bound that is broken. A measure that does not apply
+            breaks none.
 
         Raises:
             UsageError: The user bounds a measure of this output that does not apply to it.
         """
         own = self.outputs.get(drift.name, {})
-        failures = [drift.shape_change] if drift.shape_change else []
+        failures, waived = [drift.shape_change] if drift.shape_change else [], []
         for metric in sorted({*self.bounds, *own}, key=_ORDER.index):
             bound = own[metric] if metric in own else self.bounds[metric]
             value = getattr(drift.measures, metric)
@@ -82,9 +94,48 @@ class Gate:
             elif metric in _COUNTS:
                 if value > bound:
                     failures.append(f"{value:,} {_COUNTS[metric]}")
-            elif not (value >= bound if metric in HIGHER_IS_BETTER else value <= bound):
-                failures.append(_sentence(metric, value, bound))
-        return dataclasses.replace(drift, failures=tuple(failures))
+            elif not _within(metric, value, bound):
+                active = self._covering(drift.name, metric)
+                if active is None:
+                    failures.append(_sentence(metric, value, bound))
+                elif active.up_to is not None and not _within(metric, value, active.up_to):
+                    failures.append(f"{_sentence(metric, value, active.up_to)}, which is more than its waiver allows")
+                else:
+                    waived.append(f"{_sentence(metric, value, bound)}, waived until {active.expires} ({active.reason})")
+        return dataclasses.replace(drift, failures=tuple(failures), waived=tuple(waived))
+
+    def judge_metrics(self, metrics: Sequence[MetricDrift]) -> tuple[MetricDrift, ...]:
+        """Waive the drops of user metrics that may be too large for now."""
+
+        def waived(metric: MetricDrift) -> bool:
+            active = None if metric.passed else self._covering(None, metric.name)
+            return active is not None and (active.up_to is None or metric.drop <= active.up_to)
+
+        return tuple(dataclasses.replace(metric, waived=waived(metric)) for metric in metrics)
+
+    def waiver_uses(self, outputs: Sequence[OutputDrift], metrics: Sequence[MetricDrift]) -> tuple[WaiverUse, ...]:
+        """Say of every waiver whether it has expired, and whether it waives anything.
+
+        Args:
+            outputs: What `judge` returned.
+            metrics: What `judge_metrics` returned.
+        """
+        broken: list[tuple[str | None, str]] = [(output.name, metric) for output in outputs for metric in self._broken(output)]
+        broken += [(None, metric.name) for metric in metrics if metric.limit is not None and not metric.drop <= metric.limit]
+        used = {id(self._covering(output, metric)) for output, metric in broken}
+        return tuple(waiver.used(self.today, id(waiver) in used) for waiver in self.waivers)
+
+    def _broken(self, drift: OutputDrift) -> list[str]:
+        """The measures of an output that are beyond their bounds."""
+        values = {metric: getattr(drift.measures, metric) for metric in self.bounds_of(drift.name)}
+        bounds = self.bounds_of(drift.name)
+        return [metric for metric, value in values.items() if value is not None and not _within(metric, value, bounds[metric])]
+
+    def _covering(self, output: str | None, metric: str) -> Waiver | None:
+        """The first waiver in force for a measure that may be waived."""
+        if metric in HARD:
+            return None
+        return next((waiver for waiver in self.waivers if waiver.covers(output, metric, self.today)), None)
 
     def bounds_of(self, output: str) -> dict[str, float]:
         """All bounds of one output, by measure."""
@@ -108,6 +159,7 @@ def make_gate(
     metrics: Sequence[str] = (),
     *,
     defaults: Mapping[str, float] | None = None,
+    today: datetime.date | None = None,
 ) -> Gate:
     """Build the gate of a model.
 
@@ -118,6 +170,7 @@ def make_gate(
         file: A tolerance file (see the module).
         metrics: Names of the user's metrics, whose bound is the largest drop.
         defaults: Bounds that hold where the user gives none; None for those of the format.
+        today: The day on which waivers are judged; None for this one.
 
     Raises:
         UsageError: A bound names no measure, metric or output that there is, is no usable number, or is looser than a bound that
@@ -128,7 +181,9 @@ def make_gate(
         raise UsageError(f"'{to}' is no half format", "fp16 or bf16")
     if taken := sorted(set(metrics) & {*MEASURES, "absmax", "outputs", "metrics"}):
         raise UsageError(f"the metric '{taken[0]}' has a name that halfconv uses itself", "rename the function")
-    found = _read_file(Path(file), outputs, metrics) if file is not None else {}
+    content = _read_file(Path(file)) if file is not None else {}
+    waivers = read_waivers(content.pop("waivers", []), str(file), outputs, MEASURES, metrics, HARD)
+    found = _file_bounds(content, Path(file), outputs, metrics) if file is not None else {}
     found |= parse_tolerances(tolerance, outputs, metrics)
     bounds, drops = dict(DEFAULTS[to] if defaults is None else defaults), {}
     single: dict[str, dict[str, float]] = {}
@@ -139,7 +194,7 @@ def make_gate(
             bounds[metric] = bound
         else:
             single.setdefault(output, {})[metric] = bound
-    return Gate(bounds, single, drops)
+    return Gate(bounds, single, drops, waivers, today or datetime.date.today())
 
 
 def parse_tolerances(
@@ -181,15 +236,18 @@ def parse_tolerances(
     return found
 
 
-def _read_file(file: Path, outputs: Sequence[str], metrics: Sequence[str]) -> Bounds:
+def _read_file(file: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}", "check the path of --tolerance-file") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text", "a TOML file with lines such as rel_l2 = 1e-2") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file}: is no TOML: {error}", "lines such as rel_l2 = 1e-2") from None
+
+
+def _file_bounds(content: Mapping[str, Any], file: Path, outputs: Sequence[str], metrics: Sequence[str]) -> Bounds:
     found: Bounds = {}
     for key, value in content.items():
         if key == "outputs":
@@ -273,6 +331,10 @@ def _check_applies(metric: str, drift: OutputDrift) -> None:
         return  # it would apply if there were a number to measure
     why = "its last axis has fewer than two elements, or each row a NaN" if floating and metric != "agreement" else drift.dtype
     raise UsageError(f"tolerance '{metric}@{drift.name}' does not apply to that output ({why})", "another measure for it")
+
+
+def _within(metric: str, value: float, bound: float) -> bool:
+    return value >= bound if metric in HIGHER_IS_BETTER else value <= bound
 
 
 def _sentence(metric: str, value: float, bound: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["SYNTHETIC", "DriftReport", "LayerDrift", "Measures", "MetricDrift", "OutputDrift"]
+__all__ = ["SYNTHETIC", "DriftReport", "LayerDrift", "Measures", "MetricDrift", "OutputDrift", "WaiverUse"]
 
 SYNTHETIC = "the samples are synthetic: random data hides overflow and says little about accuracy; give --samples"
 
@@ -65,6 +65,7 @@ class OutputDrift:
         measures: The measures.
         shape_change: How the shape, length, keys or type differ from the reference's, in words; "" if they do not.
         failures: One sentence for every bound that is broken: ``rel_l2 1.03 > 0.01``.
+        waived: The same for bounds that are broken, and waived for now.
     """
 
     name: str
@@ -73,10 +74,11 @@ class OutputDrift:
     measures: Measures
     shape_change: str = ""
     failures: tuple[str, ...] = ()
+    waived: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether the output is within all bounds."""
+        """Whether the output is within all bounds, but for those that are waived."""
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class OutputDrift:
             **self.measures.to_dict(),
             "shape_change": self.shape_change or None,
             "failures": list(self.failures),
+            "waived": list(self.waived),
             "passed": self.passed,
         }
 
@@ -140,12 +143,14 @@ class MetricDrift:
         reference: Its value for the reference.
         candidate: Its value for the candidate.
         limit: The largest drop that is allowed; None if it is only reported.
+        waived: Whether the drop is larger than that, and waived for now.
     """
 
     name: str
     reference: float
     candidate: float
     limit: float | None = None
+    waived: bool = False
 
     @property
     def drop(self) -> float:
@@ -154,8 +159,8 @@ class MetricDrift:
 
     @property
     def passed(self) -> bool:
-        """Whether the drop is allowed; a NaN drop is not."""
-        return self.limit is None or self.drop <= self.limit
+        """Whether the drop is allowed, or waived; a NaN drop is not allowed."""
+        return self.limit is None or self.waived or self.drop <= self.limit
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as JSON data."""
@@ -164,8 +169,46 @@ class MetricDrift:
             "candidate": self.candidate,
             "drop": self.drop,
             "limit": self.limit,
+            "waived": self.waived,
             "passed": self.passed,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class WaiverUse:
+    """A waiver of the tolerance file, and what became of it.
+
+    Attributes:
+        subject: What it waives, in words: ``rel_l2 of 'logits'``.
+        up_to: The bound that holds meanwhile; None if there is none.
+        reason: Why.
+        expires: Its last day, as ``2027-01-31``.
+        days_left: Days until then; negative once it has expired.
+        used: Whether it waives a bound that is broken.
+    """
+
+    subject: str
+    up_to: float | None
+    reason: str
+    expires: str
+    days_left: int
+    used: bool
+
+    @property
+    def expired(self) -> bool:
+        """Whether its last day is over, which fails."""
+        return self.days_left < 0
+
+    def sentence(self) -> str:
+        """Return what it waives, until when and why."""
+        if self.expired:
+            said = f"the waiver for {self.subject} expired on {self.expires} ({self.reason})"
+            return f"{said}: repair the drift, or agree on a new date"
+        return f"{self.subject} is waived until {self.expires} ({self.reason})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON data."""
+        return {**asdict(self), "expired": self.expired}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +229,7 @@ class DriftReport:
         layers: Drift of the values inside, in topological order; None if not asked for.
         first_bad: What went wrong first, in plain words; "" if nothing did or it is not known.
         baseline: One sentence for every figure that grew against the committed baseline.
+        waivers: The waivers of the tolerance file.
         unmodelled: Operators whose half kernel the simulation does not model, with the reason.
         warnings: Sentences that deserve attention.
         seconds: Seconds by stage.
@@ -204,14 +248,16 @@ class DriftReport:
     layers: tuple[LayerDrift, ...] | None = None
     first_bad: str = ""
     baseline: tuple[str, ...] = ()
+    waivers: tuple[WaiverUse, ...] = ()
     unmodelled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every output and metric is within its bounds and nothing grew beyond the baseline."""
-        return all(o.passed for o in self.outputs) and all(m.passed for m in self.metrics) and not self.baseline
+        """Whether every output and metric is within its bounds, nothing grew beyond the baseline, and no waiver expired."""
+        within = all(o.passed for o in self.outputs) and all(m.passed for m in self.metrics)
+        return within and not self.baseline and not any(w.expired for w in self.waivers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON data (``validate --json``)."""
@@ -229,6 +275,7 @@ class DriftReport:
             "first_bad": self.first_bad or None,
             "tolerance": dict(self.tolerance),
             "baseline": list(self.baseline),
+            "waivers": [waiver.to_dict() for waiver in self.waivers],
             "unmodelled": list(self.unmodelled),
             "warnings": list(self.warnings),
             "seconds": {stage: round(value, 4) for stage, value in (self.seconds or {}).items()},

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from halfconv.graph.kernels import table_source
 from halfconv.precision.formats import FORMATS
-from halfconv.report.text import figure, metric_sentence, sampled, visible
+from halfconv.report.text import figure, metric_sentence, sampled, visible, waived
 
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport
@@ -125,6 +125,8 @@ def _drift(report: DriftReport, console: Console) -> None:
     for metric in report.metrics:
         said = metric_sentence(metric.name, metric.reference, metric.candidate, metric.drop, metric.limit)
         console.print(f"  {escape(said)}")
+    for sentence in waived(report):
+        console.print(f"  {escape(sentence)}", style="yellow")
 
 
 def _placement(report: InspectReport, console: Console) -> None:

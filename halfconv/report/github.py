@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halfconv.report.text import clip, evaluated, metric_sentence, sampled, sentences, verdict, visible
+from halfconv.report.text import clip, evaluated, metric_sentence, sampled, sentences, verdict, visible, waived
 
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport
@@ -38,12 +38,15 @@ def annotations(report: "DriftReport") -> list[str]:
             errors.append((f"halfconv: metric {metric.name} dropped", sentence))
     if report.baseline:
         errors.append(("halfconv: drift grew against the baseline", "\n".join(map(visible, report.baseline))))
+    errors += [("halfconv: a waiver expired", visible(waiver.sentence())) for waiver in report.waivers if waiver.expired]
+    warnings = [("halfconv", visible(warning)) for warning in report.warnings]
+    warnings += [("halfconv: waived for now", sentence) for sentence in waived(report)]
     summary = f"{verdict(report)}: {visible(report.candidate)}, {evaluated(report)}, {sampled(report)}"
     if report.first_bad:
         summary += f"\nfirst bad: {visible(report.first_bad)}"
     return [
         *_commands("error", errors),
-        *_commands("warning", [("halfconv", visible(warning)) for warning in report.warnings]),
+        *_commands("warning", warnings),
         _command("notice", "halfconv validate", summary),
     ]
 

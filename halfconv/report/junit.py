@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from halfconv.report.text import MEASURES, bounds, evaluated, figure, metric_sentence, sentences, visible
+from halfconv.report.text import MEASURES, bounds, evaluated, figure, metric_sentence, sentences, visible, waived
 
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport, OutputDrift
@@ -35,6 +35,9 @@ def junit_xml(report: DriftReport, *, baseline: bool = False) -> str:
         cases.append(_case(name, f"metric {visible(metric.name)}", () if metric.passed else (sentence,), (sentence,)))
     if report.baseline or baseline:
         cases.append(_case(name, "baseline", [visible(sentence) for sentence in report.baseline], ()))
+    for waiver in report.waivers:
+        sentence = visible(waiver.sentence())
+        cases.append(_case(name, f"waiver for {visible(waiver.subject)}", (sentence,) if waiver.expired else (), ()))
     failed = sum(case.find("failure") is not None for case in cases)
     counts = {"tests": str(len(cases)), "failures": str(failed), "errors": "0", "skipped": "0"}
     counts["time"] = f"{sum((report.seconds or {}).values()):.3f}"
@@ -47,6 +50,7 @@ def junit_xml(report: DriftReport, *, baseline: bool = False) -> str:
     suite.extend(cases)
     notes = [f"warning: {visible(warning)}" for warning in report.warnings]
     notes += [f"not modelled: {visible(sentence)}" for sentence in report.unmodelled]
+    notes += [f"waived: {sentence}" for sentence in waived(report)]
     if report.first_bad:
         notes.insert(0, f"first bad: {visible(report.first_bad)}")
     if notes:

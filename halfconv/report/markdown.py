@@ -19,6 +19,7 @@ from halfconv.report.text import (
     share,
     verdict,
     visible,
+    waived,
     worst_first,
     worst_layers,
 )
@@ -31,8 +32,8 @@ __all__ = ["markdown"]
 #: Rows of one table, or sentences of one list, before a line that says how many more there are.
 ROWS = 200
 LAYERS = 100
-#: Bytes that one table or list may take; there are at most nine of them.
-SECTION_BYTES = 100_000
+#: Bytes that one table or list may take; there are at most ten of them.
+SECTION_BYTES = 95_000
 NAME_LENGTH = 160
 SENTENCE_LENGTH = 600
 
@@ -60,8 +61,10 @@ def markdown(report: DriftReport) -> str:
         if not m.passed
     ]
     broken += [f"- Baseline: {_prose(sentence)}" for sentence in report.baseline]
+    broken += [f"- Expired: {_prose(waiver.sentence())}" for waiver in report.waivers if waiver.expired]
     parts += _outputs(report)
     parts += _section("**What failed**", broken)
+    parts += _section("**Waived for now**", [f"- {_prose(sentence)}" for sentence in waived(report)])
     if report.first_bad:
         parts.append(f"**First bad value:** {_prose(report.first_bad)}")
     parts += _metrics(report)

@@ -26,6 +26,7 @@ __all__ = [
     "share",
     "verdict",
     "visible",
+    "waived",
     "worst_first",
     "worst_layers",
 ]
@@ -111,6 +112,16 @@ def sentences(output: OutputDrift) -> list[str]:
     change = visible(output.shape_change)
     if change and not any(change in sentence for sentence in found):
         found.insert(0, change)
+    return found
+
+
+def waived(report: DriftReport) -> list[str]:
+    """Return what is broken and waived for now, and until when."""
+    found = [f"{visible(output.name)}: {visible(sentence)}" for output in report.outputs for sentence in output.waived]
+    for metric in report.metrics:
+        if metric.waived:
+            sentence = metric_sentence(metric.name, metric.reference, metric.candidate, metric.drop, metric.limit)
+            found.append(f"metric {sentence}, waived for now")
     return found
 
 

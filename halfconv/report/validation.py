@@ -23,6 +23,7 @@ from halfconv.report.text import (
     share,
     verdict,
     visible,
+    waived,
     worst_first,
     worst_layers,
 )
@@ -63,7 +64,9 @@ def show_validation(report: DriftReport, console: Console) -> None:
         f"metric {metric_sentence(m.name, m.reference, m.candidate, m.drop, m.limit)}" for m in report.metrics if not m.passed
     ]
     broken += [f"baseline: {visible(sentence)}" for sentence in report.baseline]
+    broken += [f"EXPIRED: {visible(waiver.sentence())}" for waiver in report.waivers if waiver.expired]
     _list(console, broken, "red")
+    _list(console, waived(report), "yellow")
     if report.first_bad:
         _print(console, Text.assemble(("first bad: ", "bold red"), visible(report.first_bad)))
     if report.metrics:

@@ -1,4 +1,4 @@
-"""The README's examples of apps: each runs, and gives what the model gives."""
+"""The examples of apps in docs/embedding.md: each runs, and gives what the model gives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import halfconv
-from tests.test_readme import blocks, environment
+from tests.documents import block, environment
 
 pytest.importorskip("magika")
 
@@ -46,11 +46,6 @@ def answers(folder: Path) -> np.ndarray:
     """What FP32 gives for the rows."""
     with halfconv.Session(folder / "magika.onnx", provider="cpu", profile=False) as session:
         return np.asarray(session.run({"bytes": ROWS})["target_label"])
-
-
-def block(language: str, word: str) -> str:
-    (found,) = (body for body in blocks(language) if word in body)
-    return found
 
 
 def run(code: str, folder: Path) -> str:
