@@ -10,7 +10,7 @@ import pytest
 
 from halfconv.deploy.kinds import KINDS
 from tests.deploy.packages import ROOT, node_modules
-from tests.test_readme import BLOCK, shell
+from tests.documents import BLOCK, shell
 
 PAGE = (ROOT / "docs" / "deploy.md").read_text("utf-8")
 BLOCKS = [body for kind, body in BLOCK.findall(PAGE) if kind == "sh"]
@@ -19,7 +19,7 @@ BLOCKS = [body for kind, body in BLOCK.findall(PAGE) if kind == "sh"]
 def run(script: str, folder: Path) -> str:
     script = re.sub(r"^python ", f"{sys.executable} ", script, flags=re.M)
     script = re.sub(r"^halfconv ", f"{sys.executable} -m halfconv ", script, flags=re.M)
-    return shell(script, folder, 600, PYTHONPATH=str(ROOT))
+    return shell(script, folder, 600)
 
 
 @pytest.mark.slow
