@@ -14,6 +14,7 @@ import click
 from halfconv import __version__
 from halfconv.bench_command import bench
 from halfconv.config import find_options
+from halfconv.deploy_command import deploy
 from halfconv.errors import CheckFailed, HalfconvError
 from halfconv.export_command import export
 from halfconv.formats_command import formats
@@ -412,6 +413,7 @@ def doctor(provider: str | None, as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(deploy)
 cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(export)

@@ -13,7 +13,7 @@ try:
 except ImportError:  # pragma: no cover  # Windows: there is no lock, and nothing is cleaned up
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["lock", "locked_folder", "only_one"]
+__all__ = ["held_folder", "is_held", "lock", "locked_folder", "only_one"]
 
 
 def lock(file: IO[str] | int, *, wait: bool, shared: bool = False) -> bool:
@@ -52,6 +52,39 @@ def locked_folder(folder: Path) -> Iterator[bool]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         yield lock(descriptor, wait=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder that a run works in, so that others see with `is_held` that it is no leftover.
+
+    Raises:
+        OSError: The folder cannot be opened.
+    """
+    if fcntl is None:  # pragma: no cover
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor, wait=False)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether a run works in a folder; where there are no locks, nobody knows, and it may.
+
+    Raises:
+        OSError: The folder cannot be opened.
+    """
+    if fcntl is None:  # pragma: no cover
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return not lock(descriptor, wait=False)
     finally:
         os.close(descriptor)
 

@@ -23,10 +23,11 @@ __all__ = ["RuntimeProcess", "Session", "Slot"]
 
 
 class Slot(NamedTuple):
-    """An input or output: its name, and its type as ONNX Runtime writes it."""
+    """An input or output: its name, its type as ONNX Runtime writes it, and its dimensions: numbers, names or None."""
 
     name: str
     type: str
+    shape: Sequence[int | str | None] = ()
 
 
 class RuntimeProcess:

@@ -87,7 +87,7 @@ def test_package_defines_no_other_exception() -> None:
     defined = [
         f"{path.name}:{node.name}"
         for path in MODULES
-        if path.name != "errors.py"
+        if path.name != "errors.py" and "files" not in path.relative_to(PACKAGE).parts  # which packages of `deploy` are made of
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.ClassDef)
         and any(re.search(r"(Error|Exception|Warning|Problem)$", ast.unparse(base)) for base in node.bases)

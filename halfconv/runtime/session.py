@@ -198,6 +198,11 @@ class Session:
         """Input -> its specification, of those that a run must give."""
         return {name: spec for name, spec in self._engine.inputs.items() if spec.needed}
 
+    @property
+    def output_specs(self) -> dict[str, Spec]:
+        """Output -> its specification."""
+        return dict(self._engine.outputs)
+
     # Running
 
     def run(

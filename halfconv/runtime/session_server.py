@@ -124,7 +124,7 @@ class Server:
             threads: How many compute; 0 leaves it to the runtime.
 
         Returns:
-            Its number, (name, type) of inputs and of outputs, the providers that it has, and ONNX Runtime's version.
+            Its number, (name, type, shape) of inputs and of outputs, the providers that it has, and ONNX Runtime's version.
         """
         import onnxruntime
 
@@ -141,8 +141,10 @@ class Server:
         session = onnxruntime.InferenceSession(source, options, providers=providers, disabled_optimizers=left_out)
         number = len(self._sessions)
         self._sessions[number] = session
-        sides = [[(value.name, value.type) for value in side] for side in (session.get_inputs(), session.get_outputs())]
-        return [number, *sides, session.get_providers(), onnxruntime.__version__]
+        inputs, outputs = (
+            [(value.name, value.type, value.shape) for value in side] for side in (session.get_inputs(), session.get_outputs())
+        )
+        return [number, inputs, outputs, session.get_providers(), onnxruntime.__version__]
 
     def run(self, number: int, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Run a session."""
