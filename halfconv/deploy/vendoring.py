@@ -12,11 +12,9 @@ __all__ = ["FOLDER", "vendor"]
 
 #: The Python package that the copies form.
 FOLDER = "vendored"
-#: What every Python package needs to verify itself.
-VERIFYING = (
-    "errors.py", "deploy/manifest.py", "deploy/recorded.py", "deploy/verifying.py", "drift/gate.py", "drift/metrics.py",
-    "drift/report.py", "drift/summaries.py", "drift/waivers.py",
-)  # fmt: skip
+#: What every Python package needs to verify itself; what these import from halfconv comes along.
+VERIFYING = ("deploy/verifying.py",)
+_IMPORT = re.compile(r"^(\s*from )halfconv\.([\w.]+)(?= import)", re.M)
 
 
 def vendor(folder: Path, *, runtime: bool, more: Sequence[str] = ()) -> None:
@@ -30,13 +28,15 @@ def vendor(folder: Path, *, runtime: bool, more: Sequence[str] = ()) -> None:
     root = Path(halfconv.__file__).parent
     names = [*VERIFYING, *more]
     if runtime:
-        names += ["sample_files.py", *(f"runtime/{file.name}" for file in sorted((root / "runtime").glob("*.py")))]
-    for name in names:
+        names += ["errors.py", "sample_files.py", *(f"runtime/{file.name}" for file in sorted((root / "runtime").glob("*.py")))]
+    for name in names:  # which grows meanwhile
         target = folder / FOLDER / name
         target.parent.mkdir(parents=True, exist_ok=True)
         up = "." * (name.count("/") + 1)
         text = (root / name).read_text("utf-8")
-        target.write_text(re.sub(r"^(\s*from )halfconv\.", rf"\g<1>{up}", text, flags=re.M), "utf-8")
+        target.write_text(_IMPORT.sub(rf"\g<1>{up}\g<2>", text), "utf-8")
+        needed = (f"{found[2].replace('.', '/')}.py" for found in _IMPORT.finditer(text))
+        names += [module for module in dict.fromkeys(needed) if module not in names]
     for place in {target.parent for target in (folder / FOLDER).rglob("*.py")}:
         if not (place / "__init__.py").exists():
             (place / "__init__.py").write_text('"""Copied from halfconv, Apache-2.0."""\n', "utf-8")
