@@ -148,6 +148,7 @@ def test_the_action_converts_and_passes(act: Callable[..., Job], workspace: Path
     assert (workspace / "out dir.onnx").is_file()
     assert job.summary.startswith("### ✅ halfconv validate: PASSED")
     assert "::notice title=halfconv validate::PASSED" in job.log
+    assert (workspace / "halfconv-reports" / "report.html").is_file()
     suite = ElementTree.parse(workspace / "halfconv-reports" / "junit.xml").getroot()
     assert suite.get("failures") == "0" and int(suite.get("tests") or 0) >= 2
 
