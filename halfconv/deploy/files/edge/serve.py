@@ -463,7 +463,8 @@ def main():
     except (HalfconvError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2
-    failed, stopped = [], threading.Event()
+    failed, ends = [], {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # waited for below, by this thread alone
 
     def load():
         try:
@@ -471,16 +472,14 @@ def main():
             print(f"serve: ready on {service.provider}", flush=True)
         except Exception as error:
             failed.append(error)
-            stopped.set()
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
     print(f"serve: listening on http://{options.host}:{server.server_port}", flush=True)
     listening = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
     loading = threading.Thread(target=load, daemon=True)
     for thread in (listening, loading):
         thread.start()
-    stopped.wait()
+    signal.sigwait(ends)
     server.drain()
     server.server_close()  # waits for the requests in work
     listening.join()
