@@ -90,11 +90,12 @@ class Tuned:
 
     @property
     def failure(self) -> str:
-        """What breaks the tolerance, in one line; "" if nothing does."""
+        """What breaks the tolerance, in one line, an expired waiver included; "" if nothing does."""
         broken = [f"{o.name}: {o.failures[0]}" for o in self.drift.outputs if not o.passed]
         broken += [f"{m.name} drops by {m.drop:.4g}" for m in self.drift.metrics if not m.passed]
+        expired = [waiver.sentence() for waiver in self.drift.waivers if waiver.expired]
         if not broken:
-            return ""
+            return expired[0] if expired else ""
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         on = " on synthetic samples" if self.drift.sample_kind == "synthetic" else ""
         return f"the tolerance is not met{on}: {broken[0]}{more}" + (f"; {self.why}" if self.why else "")
@@ -168,11 +169,12 @@ def _tuned(
                 deadline=deadline, spent=spent,
             )  # fmt: skip
             assignment, trial, found, why = fixed.assignment, fixed.trial, fixed.report, fixed.why
+    outputs = tuple(gate.judge(output) for output in trial.outputs)
     drift = DriftReport(
         reference=str(source.path), candidate="", on="simulate", to=planned.plan.to, samples=trials.total,
-        sample_kind=samples.kind, seed=samples.seed, outputs=tuple(gate.judge(output) for output in trial.outputs),
-        metrics=trial.metrics, tolerance=gate.resolved(), unmodelled=trial.unmodelled, warnings=() if given else (SYNTHETIC,),
-        seconds={"ranges and simulation": time.monotonic() - begun},
+        sample_kind=samples.kind, seed=samples.seed, outputs=outputs, metrics=trial.metrics,
+        tolerance=gate.resolved(), waivers=gate.waiver_uses(outputs, trial.metrics), unmodelled=trial.unmodelled,
+        warnings=() if given else (SYNTHETIC,), seconds={"ranges and simulation": time.monotonic() - begun},
     )  # fmt: skip
     return Tuned(assignment, drift, ranges, found, why)
 

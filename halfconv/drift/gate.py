@@ -109,7 +109,8 @@ class Gate:
 
         def waived(metric: MetricDrift) -> bool:
             active = None if metric.passed else self._covering(None, metric.name)
-            return active is not None and (active.up_to is None or metric.drop <= active.up_to)
+            most = math.inf if active is None or active.up_to is None else active.up_to
+            return active is not None and metric.drop <= most  # which a NaN is not
 
         return tuple(dataclasses.replace(metric, waived=waived(metric)) for metric in metrics)
 
@@ -243,7 +244,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}", "check the path of --tolerance-file") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text", "a TOML file with lines such as rel_l2 = 1e-2") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a list nested 5,000 times
         raise InputError(f"{file}: is no TOML: {error}", "lines such as rel_l2 = 1e-2") from None
 
 
@@ -304,7 +305,7 @@ def _number(value: Any, label: str) -> float:
         if isinstance(value, bool) or not isinstance(value, (str, Real)):
             raise ValueError
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number of 400 digits
         raise UsageError(f"{label}: {value!r} is no number", "rel_l2=1e-2") from None
     if math.isnan(number) or number < 0:
         raise UsageError(f"{label}: {value} is no bound; it must be 0 or more", "rel_l2=1e-2")

@@ -14,15 +14,17 @@ holds (NaN, infinities, zeroed outputs, shapes) cannot be waived. A waiver count
 from __future__ import annotations
 
 import datetime
-import math
+import sys
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from halfconv.drift.report import WaiverUse
 from halfconv.errors import UsageError
 
-__all__ = ["SOON", "Waiver", "notes", "read_waivers"]
+__all__ = ["SOON", "Waiver", "expired_in", "notes", "read_waivers"]
 
 #: Days before its end from which a waiver warns.
 SOON = 14
@@ -79,6 +81,16 @@ def notes(uses: Sequence[WaiverUse]) -> list[str]:
     return found
 
 
+def expired_in(file: Path, today: datetime.date) -> int:
+    """Return how many waivers of a tolerance file are over on a day; 0 for a file that `halfconv.drift.gate.make_gate` refuses."""
+    try:
+        entries = tomllib.loads(file.read_text("utf-8")).get("waivers", [])
+    except (OSError, ValueError, RecursionError):
+        return 0
+    dates = [entry.get("expires") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return sum(isinstance(day, datetime.date) and not isinstance(day, datetime.datetime) and day < today for day in dates)
+
+
 def read_waivers(
     value: Any, label: str, outputs: Sequence[str], measures: Sequence[str], metrics: Sequence[str], hard: Collection[str]
 ) -> tuple[Waiver, ...]:
@@ -127,6 +139,6 @@ def _read(
         raise UsageError(f"{label}: '{metric}' is a metric of all outputs", "leave out the output")
     if up_to is not None and (metric is None or isinstance(up_to, bool) or not isinstance(up_to, (int, float)) or not up_to >= 0):
         raise UsageError(f"{label}: up_to is {up_to!r}, and must be a number of 0 or more beside a metric", "up_to = 0.05")
-    if up_to is not None and math.isinf(up_to):
+    if up_to is not None and up_to > sys.float_info.max:
         up_to = None
     return Waiver(output, metric, None if up_to is None else float(up_to), " ".join(reason.split()), expires)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from halfconv import __version__
+from halfconv.drift.waivers import expired_in
 from halfconv.errors import UsageError
 from halfconv.imports import names_function
 from halfconv.precision.formats import FORMATS
@@ -35,7 +37,8 @@ class Job:
         options: A value for each of `halfconv.sweep.options.OPTIONS`.
         folder: The fleet file's folder, in which functions are looked for.
         sha256: SHA-256 of the model's file.
-        key: Fingerprint of the model with its weights, of the samples' content, of the options, and of halfconv's version.
+        key: Fingerprint of the model with its weights, of the samples' content, of the options with
+            what has expired of their waivers, and of halfconv's version.
     """
 
     name: str
@@ -109,5 +112,8 @@ def _job(model: FleetModel, target: str, to: str, folder: Path, digests: Digests
         "metric": [part for text in options["metric"] if names_function(text) for part in digests.function(text, folder)],
         "allow_links": options["allow_links"],
     }
+    # What passed by a waiver is not kept beyond its last day, on which nothing else changes.
+    if options["tolerance_file"] is not None and (over := expired_in(Path(options["tolerance_file"]), datetime.date.today())):
+        content["expired_waivers"] = over
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Job(model.name, model.path, target, to, options, folder, digests.file(model.path), key)

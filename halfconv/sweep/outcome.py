@@ -81,6 +81,8 @@ def drift_of(report: DriftReport) -> dict[str, Any]:
     drifts = [m.rel_l2 for m in measured if m.rel_l2 is not None]
     agreements = [share for m in measured for share in (m.argmax_agreement, m.agreement) if share is not None]
     failures = [f"{output.name}: {failure}" for output in report.outputs for failure in output.failures]
+    failures += [f"{m.name}: drops by {m.drop:.3g} > {m.limit:g}" for m in report.metrics if not m.passed]
+    failures += [waiver.sentence() for waiver in report.waivers if waiver.expired]
     return {
         "on": report.on,
         "samples": report.samples,
@@ -88,7 +90,7 @@ def drift_of(report: DriftReport) -> dict[str, Any]:
         "rel_l2": max(drifts, default=None),
         "agreement": min(agreements, default=None),
         "metrics": {metric.name: metric.to_dict() for metric in report.metrics},
-        "failures": failures + [f"{m.name}: drops by {m.drop:.3g} > {m.limit:g}" for m in report.metrics if not m.passed],
+        "failures": failures,
     }
 
 

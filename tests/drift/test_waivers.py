@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import html
 import json
 import re
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +19,18 @@ import pytest
 import halfconv
 from halfconv.drift.gate import Gate, make_gate
 from halfconv.drift.report import Measures, MetricDrift, OutputDrift
-from halfconv.drift.waivers import SOON, notes
+from halfconv.drift.waivers import SOON, expired_in, notes
 from halfconv.errors import UsageError
 from halfconv.pytest_plugin import _failure
 from halfconv.report.github import annotations
+from halfconv.report.html.origin import Origin
+from halfconv.report.html.page import render
+from halfconv.report.html.validate import validate_view
 from halfconv.report.junit import junit_xml
 from halfconv.report.markdown import markdown
+from halfconv.sweep.fleet import read_fleet
+from halfconv.sweep.job import make_jobs
+from halfconv.sweep.outcome import drift_of
 from tests.commands import Run, run_here
 from tests.report import good
 
@@ -85,6 +93,8 @@ def test_a_user_metric_is_waived(gate: Callable[..., Gate]) -> None:
     assert [metric.passed for metric in made.judge_metrics(drops)] == [True, True, False, False]
     assert [metric.waived for metric in made.judge_metrics(drops)] == [False, True, False, False]
     assert made.waiver_uses([], made.judge_metrics(drops[1:2]))[0].used
+    unbounded = gate(text.replace("up_to = 0.1\n", ""))
+    assert [metric.passed for metric in unbounded.judge_metrics(drops)] == [True, True, True, False]  # NaN cannot be waived
 
 
 def test_who_waives_is_told_before_the_end_and_when_it_is_not_needed(gate: Callable[..., Gate]) -> None:
@@ -122,6 +132,7 @@ def test_a_date_and_a_reason_are_needed(gate: Callable[..., Gate], change: str, 
         (WAIVER.format("2027-01-31") + 'until = "x"', "there is no key 'until'"),
         (WAIVER.format("2027-01-31") + 'up_to = "x"', "up_to is 'x'"),
         (WAIVER.format("2027-01-31").replace('metric = "rel_l2"', "up_to = 1"), "up_to is 1, and must be a number"),
+        ("rel_l2 = 1" + "0" * 400, "is no number"),
         ('[[waivers]]\nreason = "r"\nexpires = 2027-01-31\n', "names neither an output nor a metric"),
         ("[waivers]\nexpires = 2027-01-31\n", "waivers is no list of tables"),
     ],
@@ -187,6 +198,57 @@ def test_conversion_meets_the_same_gate(models: Path, capfd: pytest.CaptureFixtu
     assert run.code == 0 and "waived until 2999-12-31 (issue 214)" in " ".join(run.out.split())
 
 
+def test_conversion_fails_on_an_expired_waiver(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As validation does: also where the bound holds, and where the samples are made up."""
+    (models / "gate.toml").write_text("rel_l2 = 1\n" + WAIVER.format("2020-01-31"), "utf-8")
+    for samples in (("--samples", models / "x.npz"), ()):
+        run = run_here(
+            capfd, "convert", models / "m.onnx", "-o", models / "c.onnx", "--tolerance-file", models / "gate.toml", *samples
+        )
+        assert (run.code, run.out) == (1, "") and not (models / "c.onnx").exists()
+        assert "the waiver for rel_l2 of 'logits' expired on 2020-01-31 (issue 214)" in run.err and run.err.count("\n") == 1
+
+
+def test_a_sweep_does_not_keep_what_passed_by_a_waiver_that_is_over(tmp_path: Path) -> None:
+    files = tmp_path / "gate.toml", tmp_path / "broken.toml"
+    files[0].write_text(WAIVER.format("2026-11-28") + WAIVER.format("2027-01-31"), "utf-8")
+    files[1].write_text("[[waivers", "utf-8")
+    days = [TODAY + datetime.timedelta(days) for days in (0, 1, 90)]
+    assert [[expired_in(file, day) for day in days] for file in files] == [[0, 1, 2], [0, 0, 0]]
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text('tolerance_file = "gate.toml"\nmodels = [{ path = "m.onnx" }]\n', "utf-8")
+    onnx.save(onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => (float[4] y) { y = Tanh(x) }'),
+              tmp_path / "m.onnx")  # fmt: skip
+
+    def key(day: datetime.date) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("halfconv.sweep.job.datetime", types.SimpleNamespace(date=types.SimpleNamespace(today=lambda: day)))
+            (job,) = make_jobs(read_fleet(fleet, tmp_path / "out"))[0]
+        return job.key
+
+    keys = [key(day) for day in (days[0], days[0] - datetime.timedelta(1), *days[1:])]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(("expires", "word"), [("2027-01-31", "Passed"), ("2026-11-01", "Failed")])
+def test_a_page_says_what_is_waived(gate: Callable[..., Gate], expires: str, word: str) -> None:
+    origin = Origin("halfconv validate", "", (), {}, {}, "2026-11-28 12:00 UTC")
+    for text in (WAIVER.format(expires), "rel_l2 = 1\n" + WAIVER.format(expires)):
+        made = gate(text)
+        outputs = (made.judge(DRIFTED),)
+        report = good(outputs=outputs, waivers=made.waiver_uses(outputs, []), tolerance=made.resolved())
+        view = validate_view(report.to_dict(), origin)
+        page = html.unescape(render(view))
+        assert view.verdict.word == word and "Waivers" in {section.title for section in view.sections}
+        if outputs[0].waived:
+            assert "the bound of 0.01 is waived for now" in view.verdict.sentence and "0.01 is allowed" not in page
+            assert view.notes[0] == f"waived for now: logits: rel_l2 0.03 > 0.01, waived until {expires} (issue 214)"
+            assert ">within<" not in page
+        if word == "Failed" and outputs[0].passed:
+            assert f"the waiver for rel_l2 of 'logits' expired on {expires}" in view.verdict.sentence
+        assert "issue 214" in page and (">expired<" in page) is (word == "Failed")
+
+
 def test_every_form_of_a_report_tells(gate: Callable[..., Gate]) -> None:
     for expires, word in (("2027-01-31", "waived until 2027-01-31"), ("2026-11-01", "expired on 2026-11-01")):
         made = gate(WAIVER.format(expires))
@@ -196,5 +258,6 @@ def test_every_form_of_a_report_tells(gate: Callable[..., Gate]) -> None:
         shown = [_failure(report, "halfconv validate")] if not report.passed else []
         for text in (markdown(report), xml, "\n".join(annotations(report)), *shown):
             assert word in text
+        assert (word in " ".join(drift_of(report)["failures"])) is not report.passed
         failed = {case.get("name") for case in ElementTree.fromstring(xml).iter("testcase") if case.find("failure") is not None}
         assert failed == (set() if report.passed else {"logits", "waiver for rel_l2 of 'logits'"})

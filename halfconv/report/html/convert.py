@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halfconv.report.html.drift import evaluated, limit_of, metrics, network_sections, outputs, sampled, worst_output
+from halfconv.report.html.drift import (
+    allowed,
+    evaluated,
+    metrics,
+    network_sections,
+    outputs,
+    sampled,
+    tile,
+    waived,
+    waivers,
+    worst_output,
+)
 from halfconv.report.html.network import Entry, beginning, entries_of_plan, shortened
 from halfconv.report.html.origin import Origin, environment, reproduction
 from halfconv.report.html.view import Cell, Section, Table, Tile, Verdict, View, clean, file_name, percent, size
@@ -37,12 +48,8 @@ def convert_view(
         Tile("In half", percent(values["half"], total), f"{values['half']:,} of {total:,} values"),
         Tile("Casts", f"{result['casts']:,}", f"in {result['nodes']:,} nodes"),
     ]
-    if drift is not None and (worst := worst_output(drift)) is not None:
-        limit = limit_of(drift, "rel_l2", worst["name"])
-        tiles.append(Tile("Drift", figure(worst["rel_l2"]), "rel_l2" + ("" if limit is None else f", {limit:g} allowed")))
-    elif drift is None:
-        tiles.append(Tile("Drift", "-", "not simulated"))
-    sections = [] if drift is None else [outputs(drift), *metrics(drift)]
+    tiles += [Tile("Drift", "-", "not simulated")] if drift is None else tile(drift)
+    sections = [] if drift is None else [outputs(drift), *metrics(drift), *waivers(drift)]
     entries = entries_of_plan(plan, layers or ())
     inside, network = network_sections(entries, drift, result["to"], measured=layers is not None)
     sections += inside
@@ -53,7 +60,7 @@ def convert_view(
     if (check := result["check"]) is not None and check["loaded"]:
         more.append(("loads in", f"ONNX Runtime {check['ort_version']}, {check['provider']}, {check['level']}"))
     sections += [environment(origin, more, stages), reproduction(origin, _identity(plan, result["plan_fingerprint"]))]
-    notes = list(dict.fromkeys([*result["warnings"], *(drift["warnings"] if drift else ())]))
+    notes = list(dict.fromkeys([*(waived(drift) if drift else ()), *result["warnings"], *(drift["warnings"] if drift else ())]))
     return View(
         "convert",
         f"{file_name(source)} → {file_name(result['output'])}",
@@ -87,13 +94,12 @@ def failed_view(
     """
     half, total = sum(value["dtype"] != "float" for value in plan["values"]), len(plan["values"])
     tiles = [Tile("In half", percent(half, total), f"{half:,} of {total:,} values, in the best plan")]
-    if (worst := worst_output(drift)) is not None:
-        limit = limit_of(drift, "rel_l2", worst["name"])
-        tiles.append(Tile("Drift", figure(worst["rel_l2"]), "rel_l2" + ("" if limit is None else f", {limit:g} allowed")))
+    tiles += tile(drift)
     inside, network = network_sections(entries_of_plan(plan, layers or ()), drift, plan["to"], measured=layers is not None)
     sections = [
         outputs(drift),
         *metrics(drift),
+        *waivers(drift),
         *inside,
         environment(origin, [("format", plan["to"]), ("target", plan["target"])]),
         reproduction(origin, _identity(plan, None)),
@@ -105,7 +111,7 @@ def failed_view(
         file_name(source),
         Verdict("bad", "Failed", sentence),
         tiles,
-        [clean(note) for note in drift["warnings"]],
+        [clean(note) for note in (*waived(drift), *drift["warnings"])],
         sections,
         network,
     )
@@ -120,9 +126,7 @@ def _verdict(result: Mapping[str, Any], drift: Mapping[str, Any] | None) -> Verd
     if worst is None:
         words = f"{name} is within its tolerance {on}."
     else:
-        limit = limit_of(drift, "rel_l2", worst["name"])
-        allowed = "" if limit is None else f"; {limit:g} is allowed"
-        words = f"{name} stays within rel_l2 {figure(worst['rel_l2'])} of the FP32 model{allowed} ({on})."
+        words = f"{name} stays within rel_l2 {figure(worst['rel_l2'])} of the FP32 model{allowed(drift, worst)} ({on})."
     return Verdict("good" if drift["passed"] else "bad", "Passed" if drift["passed"] else "Failed", words)
 
 

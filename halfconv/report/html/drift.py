@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,23 @@ from halfconv.report.html.network import (
     span_chart,
     worst_table,
 )
-from halfconv.report.html.view import Cell, Section, Table, clean
+from halfconv.report.html.view import Cell, Section, Table, Tile, clean
 from halfconv.report.text import figure, metric_figure, share
 
-__all__ = ["evaluated", "limit_of", "metrics", "network_sections", "outputs", "sampled", "worst_output"]
+__all__ = [
+    "allowed",
+    "evaluated",
+    "expired",
+    "limit_of",
+    "metrics",
+    "network_sections",
+    "outputs",
+    "sampled",
+    "tile",
+    "waived",
+    "waivers",
+    "worst_output",
+]
 
 EVALUATED = {"simulate": "with a GPU's rounding simulated on the CPU", "cpu": "on ONNX Runtime's CPU provider", "cuda": "on CUDA"}
 #: Heading -> measure, and how it is shown; a measure that no output has is left out.
@@ -55,16 +69,72 @@ def sampled(drift: Mapping[str, Any]) -> str:
 
 
 def limit_of(drift: Mapping[str, Any], measure: str, output: str) -> float | None:
-    """Return the bound of a measure that holds for an output; None for none."""
+    """Return the bound of a measure that holds for an output; None for none, which an infinite one is, too."""
     tolerance = drift["tolerance"]
-    found: float | None = tolerance.get(f"{measure}@{output}", tolerance.get(measure))
-    return found
+    found: float = tolerance.get(f"{measure}@{output}", tolerance.get(measure, math.inf))
+    return found if math.isfinite(found) else None
 
 
 def worst_output(drift: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the output with the largest rel_l2, those that fail before others; None if no output has one."""
     known = [output for output in drift["outputs"] if output["rel_l2"] is not None]
     return max(known, key=lambda output: (not output["passed"], output["rel_l2"]), default=None)
+
+
+def tile(drift: Mapping[str, Any]) -> list[Tile]:
+    """Return the largest rel_l2 beside its bound; empty if no output has one."""
+    if (worst := worst_output(drift)) is None:
+        return []
+    limit = limit_of(drift, "rel_l2", worst["name"])
+    word = "waived" if _is_waived(worst) else "allowed"
+    return [Tile("Drift", figure(worst["rel_l2"]), "rel_l2" + ("" if limit is None else f", {limit:g} {word}"))]
+
+
+def allowed(drift: Mapping[str, Any], worst: Mapping[str, Any]) -> str:
+    """Say behind the rel_l2 of the worst output which bound it has, or that it is waived."""
+    limit = limit_of(drift, "rel_l2", worst["name"])
+    if limit is None:
+        return ""
+    return f"; the bound of {limit:g} is waived for now" if _is_waived(worst) else f"; {limit:g} is allowed"
+
+
+def _is_waived(output: Mapping[str, Any]) -> bool:
+    return any(sentence.startswith("rel_l2 ") for sentence in output["waived"])
+
+
+def waived(drift: Mapping[str, Any]) -> list[str]:
+    """Return a sentence that says what is broken and waived for now; empty if nothing is."""
+    found = [f"{output['name']}: {sentence}" for output in drift["outputs"] for sentence in output["waived"]]
+    found += [f"{name} drops by {entry['drop']:.4g}" for name, entry in drift["metrics"].items() if entry["waived"]]
+    more = f", and {len(found) - 1:,} more" if len(found) > 1 else ""
+    return [f"waived for now: {found[0]}{more}"] if found else []
+
+
+def expired(drift: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for every waiver whose last day is over."""
+    return [
+        f"the waiver for {clean(entry['subject'])} expired on {entry['expires']}" for entry in drift["waivers"] if entry["expired"]
+    ]
+
+
+def waivers(drift: Mapping[str, Any]) -> list[Section]:
+    """Return the waivers of the tolerance file; empty without any."""
+    rows = []
+    for entry in drift["waivers"]:
+        now = "expired" if entry["expired"] else "in force" if entry["used"] else "waives nothing"
+        rows.append(
+            [
+                Cell(clean(entry["subject"]), code=True),
+                Cell(figure(entry["up_to"]), number=True),
+                Cell(entry["expires"]),
+                Cell(clean(entry["reason"])),
+                Cell(now, state="bad" if entry["expired"] else ""),
+            ]
+        )
+    columns = ("bound", "meanwhile", "last day", "why", "now")
+    table = Table("Waivers of the tolerance file", columns, rows[:ROWS], max(0, len(rows) - ROWS), frozenset({1}))
+    lead = "Bounds that may be broken until a day. One whose last day is over fails."
+    return [Section("waivers", "Waivers", lead, tables=[table])] if rows else []
 
 
 def outputs(drift: Mapping[str, Any]) -> Section:
@@ -77,7 +147,7 @@ def outputs(drift: Mapping[str, Any]) -> Section:
         for _, measure, words in known:
             broken = any(failure.startswith(f"{measure} ") for failure in output["failures"])
             cells.append(Cell(words(output[measure]), number=True, state="bad" if broken else ""))
-        cells.append(Cell("within" if output["passed"] else "beyond", state="good" if output["passed"] else "bad"))
+        cells.append(_verdict(output["passed"], output["waived"]))
         rows.append(cells)
     columns = ("output", *(name for name, _, _ in known), "tolerance")
     minor = frozenset(place for place, (_, measure, _) in enumerate(known, 1) if measure not in MAIN)
@@ -89,9 +159,18 @@ def outputs(drift: Mapping[str, Any]) -> Section:
     ]
     if failures:
         tables.append(Table("What is beyond the tolerance", ("output", "found"), failures[:ROWS], max(0, len(failures) - ROWS)))
+    held = [[Cell(clean(output["name"]), code=True), Cell(clean(text))] for output in shown for text in output["waived"]]
+    if held:
+        tables.append(Table("What is waived for now", ("output", "waived"), held[:ROWS], max(0, len(held) - ROWS)))
     bounds = ", ".join(_bound(key, limit) for key, limit in drift["tolerance"].items())
     lead = f"Each output beside the FP32 model's, {evaluated(drift)}, on {sampled(drift)}."
     return Section("outputs", "Drift per output", f"{lead} Tolerance: {bounds}." if bounds else lead, tables=tables)
+
+
+def _verdict(passed: bool, waived: object) -> Cell:
+    if not passed:
+        return Cell("beyond", state="bad")
+    return Cell("waived") if waived else Cell("within", state="good")
 
 
 def _bound(key: str, limit: float) -> str:
@@ -105,11 +184,7 @@ def metrics(drift: Mapping[str, Any]) -> list[Section]:
     rows = []
     for name, found in drift["metrics"].items():
         figures = [metric_figure(name, found[key]) for key in ("reference", "candidate", "drop", "limit")]
-        verdict = (
-            Cell("reported")
-            if found["limit"] is None
-            else Cell("within" if found["passed"] else "beyond", state="good" if found["passed"] else "bad")
-        )
+        verdict = Cell("reported") if found["limit"] is None else _verdict(found["passed"], found["waived"])
         rows.append([Cell(clean(name)), *(Cell(text, number=True) for text in figures), verdict])
     columns = ("metric", "FP32", "half", "drop", "allowed", "tolerance")
     table = Table("Metrics of both models", columns, rows[:ROWS], max(0, len(rows) - ROWS), frozenset({4}))

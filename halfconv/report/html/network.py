@@ -35,6 +35,8 @@ REASONS = 6
 SHARED, SHORT = 0.6, 12
 #: Regions that are listed.
 REGIONS = 40
+#: Levels of modules that are told apart: names come from anywhere, and one may be nothing but slashes.
+LEVELS = 64
 LAYOUTS = {"fp16": BINARY16, "bf16": BFLOAT16}
 
 
@@ -132,9 +134,8 @@ def entries_of_layers(layers: Sequence[Mapping[str, Any]]) -> list[Entry]:
 
 def _path(scope: str, node: str) -> tuple[str, ...]:
     """Return the modules that a node belongs to: the exporter's, or else the part of its name before the last slash."""
-    if scope:
-        return tuple(part for part in scope.replace("/", ".").split(".") if part)
-    return tuple(part for part in node.split("/")[:-1] if part)
+    parts = scope.replace("/", ".").split(".") if scope else node.split("/")[:-1]
+    return tuple(part for part in parts if part)[:LEVELS]
 
 
 def _label(entry: Entry) -> str:
@@ -146,7 +147,7 @@ def beginning(entries: Sequence[Entry]) -> str:
     counts: Counter[str] = Counter()
     for entry in entries:
         parts = entry.id.split("/")
-        counts.update("/".join(parts[:depth]) + "/" for depth in range(1, len(parts)))
+        counts.update("/".join(parts[:depth]) + "/" for depth in range(1, min(len(parts), LEVELS)))
     shared = [prefix for prefix, count in counts.items() if count >= SHARED * len(entries) and len(prefix) >= SHORT]
     return max(shared, key=len, default="")
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from halfconv.report.html.drift import evaluated, limit_of, metrics, network_sections, outputs, sampled, worst_output
+from halfconv.report.html.drift import (
+    allowed,
+    evaluated,
+    expired,
+    metrics,
+    network_sections,
+    outputs,
+    sampled,
+    tile,
+    waived,
+    waivers,
+    worst_output,
+)
 from halfconv.report.html.network import entries_of_layers
 from halfconv.report.html.origin import Origin, environment, reproduction
 from halfconv.report.html.view import Cell, Section, Table, Tile, Verdict, View, clean, file_name
@@ -24,19 +36,17 @@ def validate_view(drift: Mapping[str, Any], origin: Origin) -> View:
     passed, worst = drift["passed"], worst_output(drift)
     within = sum(output["passed"] for output in drift["outputs"])
     tiles = [
+        *tile(drift),
         Tile("Outputs within", f"{within:,} of {len(drift['outputs']):,}"),
         Tile("Samples", f"{drift['samples']['count']:,}", drift["samples"]["kind"]),
     ]
-    if worst is not None:
-        limit = limit_of(drift, "rel_l2", worst["name"])
-        tiles.insert(0, Tile("Drift", figure(worst["rel_l2"]), "rel_l2" + ("" if limit is None else f", {limit:g} allowed")))
     inside, network = network_sections(
         entries_of_layers(drift["layers"] or ()), drift, drift["to"], measured=drift["layers"] is not None
     )
-    sections = [outputs(drift), *metrics(drift), *_baseline(drift), *inside]
+    sections = [outputs(drift), *metrics(drift), *_baseline(drift), *waivers(drift), *inside]
     stages = [(f"seconds: {stage}", f"{seconds:.2f}") for stage, seconds in drift["seconds"].items()]
     sections += [environment(origin, [("format", drift["to"]), ("run", evaluated(drift))], stages), reproduction(origin)]
-    notes = [*drift["warnings"], *(f"not modelled: {sentence}" for sentence in drift["unmodelled"])]
+    notes = [*waived(drift), *drift["warnings"], *(f"not modelled: {sentence}" for sentence in drift["unmodelled"])]
     verdict = Verdict("good" if passed else "bad", "Passed" if passed else "Failed", _sentence(drift, worst))
     title = f"{file_name(drift['candidate'])} against {file_name(drift['reference'])}"
     return View("validate", title, verdict, tiles, [clean(note) for note in notes], sections, network)
@@ -50,14 +60,14 @@ def _sentence(drift: Mapping[str, Any], worst: Mapping[str, Any] | None) -> str:
     ]
     broken += [f"{clean(name)} drops by {metric['drop']:.4g}" for name, metric in drift["metrics"].items() if not metric["passed"]]
     broken += [clean(sentence) for sentence in drift["baseline"]]
+    if not broken and (over := expired(drift)):
+        return f"The candidate is within its bounds {on}, and {over[0]}."
     if broken:
         more = f", and {len(broken) - 1:,} more" if len(broken) > 1 else ""
         return f"The candidate drifts too far {on}: {broken[0]}{more}."
     if worst is None:
         return f"The candidate is within its tolerance {on}."
-    limit = limit_of(drift, "rel_l2", worst["name"])
-    allowed = "" if limit is None else f"; {limit:g} is allowed"
-    return f"The candidate stays within rel_l2 {figure(worst['rel_l2'])} of the reference{allowed} ({on})."
+    return f"The candidate stays within rel_l2 {figure(worst['rel_l2'])} of the reference{allowed(drift, worst)} ({on})."
 
 
 def _baseline(drift: Mapping[str, Any]) -> list[Section]:

@@ -109,6 +109,11 @@ def test_validate_compares_the_values_inside(cli: Callable[..., Run], folder: Pa
     assert "First to go wrong" in text
 
 
+def test_a_bound_may_be_infinite(cli: Callable[..., Run], folder: Path) -> None:
+    run = cli("validate", "m.onnx", "m.fp16.onnx", "--tolerance", "rel_l2=inf", "--html", "v.html", "--quiet")
+    assert (run.code, run.err) == (0, "") and "inf is allowed" not in (folder / "v.html").read_text("utf-8")
+
+
 def test_the_same_run_gives_the_same_charts(cli: Callable[..., Run], folder: Path) -> None:
     drawn = []
     for name in ("a.html", "b.html"):
