@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,6 +32,8 @@ IMPOSSIBLE = frozenset({"kernel", "schema", "sequence", "unknown-op", "unknown-t
 _PATTERN = "this pattern of operators breaks in half; --allow-op or --allow-node forces its operators to half"
 #: Near misses that a message names.
 NEAR = 3
+#: More elements than any tensor has: a plan comes from anywhere, and its shapes may say anything.
+ELEMENTS = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ def _change(plan: PrecisionPlan, places: Mapping[str, PlannedPlace], found: Plan
         casts_added=tuple(sorted(after - before)),
         casts_removed=tuple(sorted(before - after)),
         bytes=sum(known) * (2 if to == "float" else -2) if len(known) == len(sizes) else None,
-        weight_bytes=sum(weights) if all(place.shape is not None for place in stored) else None,
+        weight_bytes=sum(weights) if all(_elements(place) is not None for place in stored) else None,
         free=tuple(sorted({dim for place in tied for dim in place.shape or () if isinstance(dim, str)})),
     )
 
@@ -219,8 +220,15 @@ def _stored(weight: PlannedPlace, edges: Iterable[PlannedEdge], changed: Mapping
 
 
 def _elements(place: PlannedPlace) -> int | None:
-    """Return the number of elements, each free dimension counted as 1; None if the rank is not known."""
-    return None if place.shape is None else math.prod(dim if isinstance(dim, int) else 1 for dim in place.shape)
+    """Return the number of elements, each free dimension counted as 1; None if the rank is not known, or the shape no tensor's."""
+    if place.shape is None:
+        return None
+    count = 1
+    for dim in place.shape:
+        count *= dim if isinstance(dim, int) else 1
+        if not 0 <= count < ELEMENTS:
+            return None
+    return count
 
 
 def _companions(plan: PrecisionPlan, found: PlannedValue) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from halfconv.plan_file import read_plan
 from halfconv.planning import Planned, plan_model
 from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.rewrite import cast_ids
+from tests.commands import run_here
 from tests.graph import model
 from tests.precision.test_golden import attention
 from tests.test_schemas import save_magika, save_small, validate
@@ -114,3 +116,24 @@ def test_a_plan_without_places_still_explains(folder: Path) -> None:
     found = explain(PrecisionPlan.from_dict(content), plan.values[0].id)
     assert found.change is None and found.place is None
     validate("explain", found.to_dict())
+
+
+@pytest.mark.parametrize("shape", [[10**400], [10**30] * 1000, [-1, 4]], ids=["digits", "rank", "negative"])
+def test_a_shape_that_no_tensor_has_costs_nothing(shape: list[int], folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A plan comes from anywhere: its numbers may be of any size."""
+    content = plan_model(save_small(folder / "m.onnx")).plan.to_dict()
+    content["places"] = [place | {"shape": shape} for place in content["places"]]
+    (folder / "p.json").write_text(json.dumps(content), "utf-8")
+    for value in content["values"]:
+        assert run_here(capfd, "explain", value["id"], "--plan", folder / "p.json").code == 0
+        run = run_here(capfd, "explain", value["id"], "--plan", folder / "p.json", "--json")
+        assert run.code == 0 and json.loads(run.out)["change"]["bytes"] is None
+
+
+def test_a_figure_beyond_all_floats_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = plan_model(save_small(folder / "m.onnx")).plan.to_dict()
+    for text in ("1" + "0" * 400, "1e400"):
+        content["values"][0]["figures"] = {"absmax": "HERE"}
+        (folder / "p.json").write_text(json.dumps(content).replace('"HERE"', text), "utf-8")
+        run = run_here(capfd, "explain", content["values"][0]["id"], "--plan", folder / "p.json")
+        assert (run.code, run.out) == (2, "") and "is not a number or null" in run.err
