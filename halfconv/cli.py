@@ -435,6 +435,13 @@ def _names(given: tuple[str, ...]) -> list[str]:
     return [name for text in given for name in text.split(",") if name]
 
 
+def _shown(message: object) -> str:
+    """Return a message on one line; names in it, which come from models and files, cannot drive a terminal."""
+    from halfconv.report.text import visible
+
+    return visible(" ".join(str(message).split()))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the contract's code."""
     for stream in (sys.stdout, sys.stderr):
@@ -443,7 +450,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cli.main(arguments, standalone_mode=False)
     except HalfconvError as error:
-        click.echo(f"halfconv: {error}", err=True)
+        click.echo(f"halfconv: {_shown(error)}", err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -456,7 +463,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         message = error.format_message().rstrip(".")
         hint = "" if "try:" in message else "; try: halfconv --help"
-        click.echo(f"halfconv: {message}{hint}", err=True)
+        click.echo(f"halfconv: {_shown(message)}{hint}", err=True)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
@@ -466,7 +473,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         sys.exit(2)
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = _shown(f"{type(error).__name__}: {error}")
         click.echo(f"halfconv: internal error: {text}; try: report it with this model", err=True)
         sys.exit(INTERNAL_ERROR)
 

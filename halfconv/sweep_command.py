@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from halfconv.html_option import check_html, html_option, write_html
-from halfconv.terminal import console, json_option, print_json, progress
+from halfconv.terminal import console, is_quiet, json_option, print_json, progress
 
 __all__ = ["sweep"]
 
@@ -43,7 +43,7 @@ def sweep(
     check_report_files({"--markdown": markdown}, (fleet,))
     check_html(html, {"--markdown": markdown}, (fleet,))
     with progress(as_json, f"sweeping {fleet.name}") as on_progress:
-        quiet = as_json or on_progress is not None
+        quiet = as_json or is_quiet() or on_progress is not None
         report = run(
             fleet, out, jobs=jobs, ray=ray, gpus=gpus, retry_failed=retry_failed, dry_run=dry_run, on_progress=on_progress,
             on_done=None if quiet else lambda *done: click.echo(line(*done), err=True),

@@ -15,7 +15,7 @@ import click
 
 from halfconv.progress import Progress
 
-__all__ = ["Size", "console", "is_verbose", "json_option", "print_json", "progress"]
+__all__ = ["Size", "console", "is_quiet", "is_verbose", "json_option", "print_json", "progress"]
 
 Command = Callable[..., Any]
 #: Where a command keeps --quiet and --verbose, among what click's contexts share.
@@ -66,6 +66,11 @@ def _asked(key: str) -> bool:
     return context is not None and bool(context.meta.get(key))
 
 
+def is_quiet() -> bool:
+    """Tell whether the command that runs was given --quiet."""
+    return _asked(QUIET)
+
+
 def is_verbose() -> bool:
     """Tell whether the command that runs was given --verbose."""
     return _asked(VERBOSE)
@@ -83,7 +88,7 @@ def console() -> Any:
     """
     from rich.console import Console
 
-    return Console(soft_wrap=False, highlight=False, quiet=_asked(QUIET), force_terminal=False if _plain() else None)
+    return Console(soft_wrap=False, highlight=False, quiet=is_quiet(), force_terminal=False if _plain() else None)
 
 
 @contextlib.contextmanager
@@ -100,7 +105,7 @@ def progress(quiet: bool, title: str) -> Iterator[Callable[[Progress], None] | N
     if is_verbose():
         yield _lines(title)
         return
-    if quiet or _asked(QUIET) or _plain() or not sys.stderr.isatty():
+    if quiet or is_quiet() or _plain() or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -109,12 +114,14 @@ def progress(quiet: bool, title: str) -> Iterator[Callable[[Progress], None] | N
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from halfconv.report.text import visible
+
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[amount]}"), TimeElapsedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(title), total=None, amount="")
+        task = bar.add_task(escape(visible(title)), total=None, amount="")
 
         stage = [""]
 
@@ -125,19 +132,21 @@ def progress(quiet: bool, title: str) -> Iterator[Callable[[Progress], None] | N
             if now.stage != stage[0]:
                 bar.reset(task, total=None)  # so that the time left is this stage's
                 stage[0] = now.stage
-            bar.update(task, description=escape(words), completed=now.done, total=now.total or None, amount=amount)
+            bar.update(task, description=escape(visible(words)), completed=now.done, total=now.total or None, amount=amount)
 
         yield tell
 
 
 def _lines(title: str) -> Callable[[Progress], None]:
     """Return what writes a line whenever something else is being done."""
+    from halfconv.report.text import visible
+
     begin, last = time.monotonic(), [""]
 
     def tell(now: Progress) -> None:
         words = ": ".join(part for part in (title, now.stage, now.detail) if part)
         if words != last[0]:
-            click.echo(f"[{time.monotonic() - begin:6.1f} s] {words}", err=True)
+            click.echo(f"[{time.monotonic() - begin:6.1f} s] {visible(words)}", err=True)
             last[0] = words
 
     tell(Progress(""))

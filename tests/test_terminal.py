@@ -108,6 +108,29 @@ def test_quiet_prints_errors_only(model: Path, capfd: pytest.CaptureFixture[str]
     assert json.loads(run_here(capfd, "inspect", model, "-q", "--json").out)["nodes"] == 2
 
 
+def test_a_quiet_sweep_tells_of_no_job(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from halfconv.sweep.driver import SweepReport
+
+    told: list[bool] = []
+
+    def swept(fleet: Path, *_: object, on_done: object, **__: object) -> SweepReport:
+        told.append(on_done is not None)
+        return SweepReport(str(fleet), "out", False, (), ())
+
+    monkeypatch.setattr("halfconv.sweep.driver.sweep", swept)
+    for options in ((), ("--quiet",)):
+        cli.main(["sweep", str(model.with_name("fleet.toml")), *options], standalone_mode=False)
+    assert told == [True, False]
+
+
+def test_names_cannot_drive_the_terminal(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    evil = model.rename(model.with_name("\x1b]0;owned\x07\n::error::x.onnx"))
+    said = run_here(capfd, "inspect", evil, "--verbose", "--json").err
+    said += run_here(capfd, "inspect", evil.with_name("\x1b[2Jno.onnx")).err
+    said += run_here(capfd, "inspect", evil, "--\x1b[2J").err
+    assert said and not [line for line in said.splitlines() if not line.isprintable() or line.startswith("::")]
+
+
 def test_verbose_says_what_is_being_done(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = run_here(capfd, "convert", model, "--verbose", "--json")
     assert json.loads(run.out)["nodes"]
