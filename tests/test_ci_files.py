@@ -19,6 +19,7 @@ import yaml
 import halfconv
 from halfconv.hook import pairs
 from tests.documents import ROOT, block, environment, shell
+from tests.generated import make_versions
 
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
 STEPS: list[dict[str, Any]] = ACTION["runs"]["steps"]
@@ -290,3 +291,10 @@ def test_the_environment_of_a_step_is_what_it_reads() -> None:
         if "run" in step:
             read = set(re.findall(r"\$\{?([A-Z_]+)", step["run"])) - {"GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"}
             assert read == set(step["env"]), step["name"]
+
+
+def test_snippets_use_the_python_that_the_tests_run_with() -> None:
+    text = (ROOT / "docs" / "ci.md").read_text("utf-8")
+    tested = re.search(r"^\| Python \| \S+ \| ([\d.]+) \|$", make_versions(), re.MULTILINE)
+    assert tested is not None
+    assert re.findall(r"""python(?:-version: "|:)([\d.]+)""", text) == [tested[1]] * 3
