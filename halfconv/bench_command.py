@@ -52,6 +52,7 @@ def bench(
     """
     from halfconv.benchmark import bench as run
     from halfconv.report.bench import as_markdown, show_bench, show_search
+    from halfconv.report.files import check_report_files
     from halfconv.runtime.tensorrt import EngineOptions
 
     if provider != "tensorrt" and not (engine_cache is None and builder_level is None):
@@ -59,6 +60,7 @@ def bench(
     engine = EngineOptions(engine_cache, builder_level)
     if tune and not profile:
         raise UsageError("--tune writes profiles, which --no-profile leaves out", "one of them")
+    check_report_files({"--markdown": markdown}, models)
     check_html(html, {"--markdown": markdown}, models)
     with progress(as_json, f"measuring {len(models)} models") as on_progress:
         searches = []

@@ -266,8 +266,11 @@ def convert(
 ) -> None:
     """Convert MODEL to half precision."""
     from halfconv.pipeline import convert as run
+    from halfconv.profile import profile_path
 
-    others = {"-o": output, "--save-plan": save_plan, "--save-ranges": save_ranges, "--force-failed": force_failed}
+    others = {"--save-plan": save_plan, "--save-ranges": save_ranges, "--force-failed": force_failed}
+    outputs = [output] if output is not None else [model.with_name(f"{model.stem}.{name}.onnx") for name in ("fp16", "bf16")]
+    others |= {f"-o {file}": file for path in outputs for file in (path, profile_path(path))}
     check_html(html, others, (model,))
     half_names, keep_names = _names(half_io), _names(keep_io)
     context = click.get_current_context()
@@ -353,8 +356,10 @@ def validate(
     if update_baseline and baseline is None:
         raise click.UsageError("--update-baseline needs the file; try: --baseline drift.json --update-baseline")
     written = {"--junit": junit, "--markdown": markdown, "--baseline": baseline if update_baseline else None}
-    check_report_files(written, (reference, candidate))
-    check_html(html, written, (reference, candidate))
+    given = (samples, tolerance_file, None if update_baseline else baseline)
+    read = (reference, candidate, *(Path(file) for file in given if file is not None))
+    check_report_files(written, read)
+    check_html(html, written, read)
     with _progress(as_json, f"validating {candidate.name}") as on_progress:
         report = run(
             reference, candidate, samples=samples, count=count, seed=seed, on=on, tolerance=list(tolerance), metrics=metric,

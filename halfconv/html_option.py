@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ __all__ = ["COMMAND", "check_html", "html_option", "write_html"]
 Command = Callable[..., Any]
 #: Where the group keeps the command line as it was given.
 COMMAND = "halfconv.command"
+#: How every page begins.
+DOCTYPE = b"<!doctype html>"
 
 
 def html_option(command: Command) -> Command:
@@ -27,7 +29,7 @@ def html_option(command: Command) -> Command:
     return click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help=words)(command)
 
 
-def check_html(path: Path | None, others: Mapping[str, Path | None], models: tuple[Path, ...]) -> None:
+def check_html(path: Path | None, others: Mapping[str, Path | None], models: Iterable[Path]) -> None:
     """Refuse --html where the page could not be made or written, before any work is done.
 
     Args:
@@ -36,7 +38,7 @@ def check_html(path: Path | None, others: Mapping[str, Path | None], models: tup
         models: Files that the command reads, which are never touched.
 
     Raises:
-        UsageError: The path is a folder, a file that is read, or given twice.
+        UsageError: The path is a folder, a file that is read, another file than a page, or given twice.
         EnvironmentProblem: A package is missing, or the folder is.
     """
     if path is None:
@@ -49,6 +51,11 @@ def check_html(path: Path | None, others: Mapping[str, Path | None], models: tup
     for option, other in others.items():
         if other is not None and other.absolute() == path.absolute():
             raise UsageError(f"--html {path}: is also what {option} writes", "another name")
+    if path.is_file():  # it may be weights, samples or a model that only the conversion itself knows of
+        with path.open("rb") as stream:
+            begin = stream.read(len(DOCTYPE))
+        if begin and begin.lower() != DOCTYPE:
+            raise UsageError(f"--html {path}: holds something else than a page, and is not overwritten", "another name")
 
 
 def write_html(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from halfconv.drift.report import DriftReport
@@ -12,25 +12,27 @@ from halfconv.errors import EnvironmentProblem, UsageError
 __all__ = ["check_report_files", "write_reports"]
 
 
-def check_report_files(files: Mapping[str, Path | None], models: tuple[Path, ...]) -> None:
+def check_report_files(files: Mapping[str, Path | None], models: Iterable[Path]) -> None:
     """Refuse paths that cannot be written, before any work is done.
 
     Args:
         files: Option -> path.
-        models: The models, which are never touched.
+        models: The models and whatever else is read, which is never touched.
 
     Raises:
-        UsageError: A path is a folder, a model, or given twice.
+        UsageError: A path is a folder, a file that is read, or given twice.
         EnvironmentProblem: Its folder is missing or read-only.
     """
     seen: dict[Path, str] = {}
+    models = tuple(models)
     for option, path in files.items():
         if path is None:
             continue
         if path.exists() and not path.is_file():
             raise UsageError(f"{option} {path}: is no file", f"{option} {path / 'report'}")
         if any(path.exists() and model.exists() and path.samefile(model) for model in models):
-            raise UsageError(f"{option} {path}: is a model, which is never touched", "another name")
+            what = "a model" if path.suffix == ".onnx" else "a file that is read"
+            raise UsageError(f"{option} {path}: is {what}, which is never touched", "another name")
         if path.absolute() in seen:
             raise UsageError(f"{option} {path}: is also what {seen[path.absolute()]} writes", "another name")
         seen[path.absolute()] = option

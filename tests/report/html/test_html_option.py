@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -58,11 +59,18 @@ def test_refused_before_any_work(
 
 
 def test_a_model_or_another_output_is_never_overwritten(cli: Callable[..., Run], folder: Path) -> None:
+    np.savez(folder / "s.npz", x=np.ones((4, 4), np.float32))
+    ir.save(model(GRAPH), folder / "n.onnx")
     before = files(folder)
     for arguments in (
         ["convert", "m.onnx", "--html", "m.onnx"], ["convert", "m.onnx", "-o", "o.onnx", "--html", "o.onnx"],
         ["validate", "m.onnx", "m.fp16.onnx", "--html", "m.fp16.onnx"],
         ["validate", "m.onnx", "m.fp16.onnx", "--junit", "r", "--html", "r"], ["bench", "m.onnx", "--html", "m.onnx"],
+        ["convert", "n.onnx", "--html", "n.fp16.onnx"], ["convert", "n.onnx", "--html", "n.fp16.onnx.profile.json"],
+        ["convert", "m.onnx", "-o", "o.onnx", "--samples", "s.npz", "--html", "s.npz"],
+        ["validate", "m.onnx", "m.fp16.onnx", "--samples", "s.npz", "--html", "s.npz"],
+        ["validate", "m.onnx", "m.fp16.onnx", "--samples", "s.npz", "--junit", "s.npz"],
+        ["bench", "m.onnx", "--markdown", "m.onnx"],
     ):  # fmt: skip
         assert cli(*arguments).code == 2
         assert files(folder) == before
