@@ -180,6 +180,13 @@ def test_names_are_data(act: Callable[..., Job], workspace: Path) -> None:
     assert "Usage:" not in job.log
 
 
+def test_nothing_of_the_workspace_is_imported(act: Callable[..., Job], workspace: Path) -> None:
+    (workspace / "click.py").write_text("open('owned', 'w')")
+    job = act(tolerance=GOOD, candidate="models/digits_cnn.fp16.onnx")
+    assert job.code == 0 and not (workspace / "owned").exists(), job.log
+    assert not [step["name"] for step in STEPS if re.search(r"python (?!-P )", step.get("run", ""))]
+
+
 def test_the_workflow_of_the_documentation(workspace: Path, act: Callable[..., Job]) -> None:
     workflow = yaml.safe_load(block("yaml", "on: [push, pull_request]"))
     (job,) = workflow["jobs"].values()
@@ -225,7 +232,8 @@ def test_the_manifest_is_one() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_hook_passes_and_uses_the_samples_beside_the_model(repository: Callable[..., Any]) -> None:
+def test_the_hook_passes_and_uses_the_samples_beside_the_model(repository: Callable[..., Any], workspace: Path) -> None:
+    (workspace / "click.py").write_text("raise SystemExit('imported from the workspace')")
     done = repository("models/digits_cnn.onnx")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PASSED" in done.stdout and "SYNTHETIC" not in done.stdout
