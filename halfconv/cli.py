@@ -269,8 +269,8 @@ def convert(
     from halfconv.profile import profile_path
 
     others = {"--save-plan": save_plan, "--save-ranges": save_ranges, "--force-failed": force_failed}
-    outputs = [output] if output is not None else [model.with_name(f"{model.stem}.{name}.onnx") for name in ("fp16", "bf16")]
-    others |= {f"-o {file}": file for path in outputs for file in (path, profile_path(path))}
+    outputs = [output] if output is not None else [model.parent / f"{model.stem}.{name}.onnx" for name in ("fp16", "bf16")]
+    others |= {f"-o {file}": file for path in outputs if path.name for file in (path, profile_path(path))}
     check_html(html, others, (model,))
     half_names, keep_names = _names(half_io), _names(keep_io)
     context = click.get_current_context()
