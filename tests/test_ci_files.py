@@ -172,6 +172,14 @@ def test_a_conversion_that_fails_is_in_the_summary(act: Callable[..., Job], work
     assert job.summary.startswith("### ❌ halfconv convert\n\n    halfconv: ")
 
 
+def test_a_validation_that_cannot_be_done_shows_no_summary_of_another(act: Callable[..., Job], workspace: Path) -> None:
+    assert act(tolerance=GOOD, candidate="models/digits_cnn.fp16.onnx").code == 0
+    job = act(tolerance=GOOD, candidate="none.onnx")
+    assert job.code == 2 and job.outputs["validate"]["passed"] == "false"
+    assert job.summary.count("PASSED") == 1 and job.summary.endswith("It could not be done; the log says why.\n")
+    assert not list((workspace / "halfconv-reports").glob("*.*"))
+
+
 def test_names_are_data(act: Callable[..., Job], workspace: Path) -> None:
     """A name that is a command, or an option, is a name."""
     evil = "$(touch owned) `touch owned`; touch owned #"
