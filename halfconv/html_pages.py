@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from halfconv.drift.compare import validate
-from halfconv.drift.report import DriftReport, LayerDrift
+from halfconv.drift.report import DriftReport
+from halfconv.errors import InputError
 from halfconv.html_option import write_html
 from halfconv.report.html.convert import convert_view, failed_view
 from halfconv.report.html.origin import Origin
@@ -22,7 +25,8 @@ def write_convert_page(path: Path, model: Path, result: ConvertResult, samples: 
     assert result.plan is not None
     plan, layers = result.plan, None
     if result.drift is not None:
-        layers = [layer.to_dict() for layer in _inside(model, result.output, samples, seed, links)]
+        layers, notes = _inside(model, result.output, samples, seed, links)
+        result = replace(result, warnings=(*result.warnings, *notes))
     files = {"FP32 model": model, "converted model": result.output, "samples": Path(samples) if samples else None}
 
     def view(origin: Origin) -> View:
@@ -45,11 +49,13 @@ def write_failed_page(
         links: What --allow-links said.
     """
     assert isinstance(failed, FailedConvert)
-    layers = None
+    layers: list[dict[str, Any]] | None = None
+    notes: list[str] = []
     if failed.output is not None:
-        layers = [layer.to_dict() for layer in _inside(model, failed.output, samples, seed, links)]
+        layers, notes = _inside(model, failed.output, samples, seed, links)
     files = {"FP32 model": model, "model that failed": failed.output, "samples": Path(samples) if samples else None}
     drift, plan = failed.drift.to_dict(), failed.plan.to_dict()
+    drift["warnings"] += notes
 
     def view(origin: Origin) -> View:
         return failed_view(failed.why, drift, plan, layers, model, failed.output, origin)
@@ -67,7 +73,12 @@ def _seeds(samples: str | None, seed: int) -> dict[str, int]:
     return {} if samples else {"made-up samples": seed}
 
 
-def _inside(model: Path, output: Path, samples: str | None, seed: int, links: Path | None) -> tuple[LayerDrift, ...]:
-    """Compare the values inside; none where that is not possible."""
-    report = validate(model, output, samples=samples, count=SYNTHETIC_COUNT, seed=seed, layers=True, allow_links=links)
-    return report.layers or ()
+def _inside(
+    model: Path, output: Path, samples: str | None, seed: int, links: Path | None
+) -> tuple[list[dict[str, Any]] | None, list[str]]:  # fmt: skip
+    """Compare the values inside; where that is not possible, say why: the model is converted, and its page can do without."""
+    try:
+        report = validate(model, output, samples=samples, count=SYNTHETIC_COUNT, seed=seed, layers=True, allow_links=links)
+    except InputError as error:
+        return None, [f"the values inside could not be compared: {str(error).partition('; try:')[0]}"]
+    return [layer.to_dict() for layer in report.layers or ()], []

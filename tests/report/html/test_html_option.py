@@ -117,6 +117,22 @@ def test_validate_compares_the_values_inside(cli: Callable[..., Run], folder: Pa
     assert "First to go wrong" in text
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_page_can_do_without_the_values_inside(
+    fails: bool, cli: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The model is in place by then: that they cannot be compared is no reason to end with an error."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise halfconv.InputError("m.onnx: ONNX Runtime <died>", "less of it")
+
+    monkeypatch.setattr("halfconv.html_pages.validate", refuse)
+    more = ["--tolerance", "rel_l2=0", "--no-repair", "--force-failed", "f.onnx"] if fails else []
+    run = cli("convert", "m.onnx", "-o", "o.onnx", "--html", "c.html", "--quiet", *more)
+    assert run.code == (1 if fails else 0) and (folder / ("f.onnx" if fails else "o.onnx")).is_file()
+    assert "the values inside could not be compared: m.onnx: ONNX Runtime <died>" in text_of(folder / "c.html")
+
+
 def test_a_bound_may_be_infinite(cli: Callable[..., Run], folder: Path) -> None:
     run = cli("validate", "m.onnx", "m.fp16.onnx", "--tolerance", "rel_l2=inf", "--html", "v.html", "--quiet")
     assert (run.code, run.err) == (0, "") and "inf is allowed" not in (folder / "v.html").read_text("utf-8")
