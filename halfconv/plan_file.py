@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +19,6 @@ __all__ = ["SIZE_LIMIT", "read_plan"]
 
 #: Larger files are no plans: a value takes some 300 bytes.
 SIZE_LIMIT = 1 << 28
-#: What plans did not hold from the beginning, and a plan without them means by it.
-YOUNGER: Mapping[str, Any] = {"places": [], "edges": []}
 #: Characters of an id that a message shows.
 SHOWN = 80
 
@@ -44,7 +42,6 @@ def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
     version = content.get("schema_version")
     if type(version) is int and version != SCHEMA_VERSION:
         _refuse(label, f"a plan of schema version {version}; this halfconv reads version {SCHEMA_VERSION}")
-    content = {**YOUNGER, **content}
     if problem := complaint(content, "plan"):
         _refuse(label, f"not a plan: {visible(problem)}")
     plan = PrecisionPlan.from_dict(content)
