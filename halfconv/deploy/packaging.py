@@ -142,6 +142,8 @@ def deploy(
         raise UsageError(f"{record} recorded samples prove nothing", "--record 4")
     if to not in kind.formats:
         raise UsageError(f"--to {to}: the runtime of the package '{kind.name}' does not compute it", f"--to {kind.formats[0]}")
+    if chunk_bytes is not None and not kind.chunks:
+        raise UsageError(f"the package '{kind.name}' cuts no model into files", "no --chunk-size, or --package web")
     if unknown := sorted((settings or {}).keys() - set(kind.settings)):
         words = ", ".join(kind.settings)
         raise UsageError(f"the package '{kind.name}' has no setting '{unknown[0]}'", f"--set {words}" if words else "no --set")

@@ -151,6 +151,11 @@ def test_formats_that_a_runtime_does_not_compute_are_refused(model: Path, capfd:
     refused(run_here(capfd, "deploy", model, "-p", "node", "-o", model.with_name("node"), "--half", half), "bf16")
 
 
+def test_a_size_of_files_is_for_kinds_that_cut_models(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = run_here(capfd, "deploy", model, "-p", "edge", "-o", model.with_name("edge"), "--chunk-size", "1MB")
+    refused(run, "'edge' cuts no model", "--package web")
+
+
 def test_bf16_is_packed_for_a_gpu(model: Path) -> None:
     result = deploy(model, "edge", model.with_name("edge"), to="bf16", record=1)
     assert (result.to, result.tolerance["rel_l2"]) == ("bf16", 5e-2)

@@ -150,11 +150,12 @@ def test_names_of_a_model_stay_data(tmp_path: Path) -> None:
     assert HOSTILE not in readme and "in_put_x" in readme
 
 
-@pytest.mark.parametrize("text", [HOSTILE, "plain", "", "\\", '"', "$", "\x00\x1f\x7f", "日本"])
+@pytest.mark.parametrize("text", [HOSTILE, "plain", "", "\\", '"', "$", "\x00\x1f\x7f", "日本", "\f\\f"])
 def test_literals_are_one_literal(text: str) -> None:
     code = f"val a = {kotlin(text)}\n"
     root = parser("kotlin").parse(code.encode()).root_node
     assert problems(root) == [] and strings(root) == [kotlin(text)]
+    assert set(re.findall(r"\\(.)", kotlin(text))) <= set('tbnr"\\$u')  # all that Kotlin knows
     assert "${" not in kotlin(text).replace("\\$", "")
     code = f"let a = {swift(text)}\n"
     root = parser("swift").parse(code.encode()).root_node
