@@ -56,7 +56,8 @@ def fixed_copy(model: Path, data: Mapping[str, Path], folder: Path, fixed: Mappi
     """
     copy = place_model(model, data, folder, model.name)
     proto = onnx.load(copy, load_external_data=False)
-    names = {name: size for name, size in fixed.items() if ":" not in name}
+    free = {dim.dim_param for value in proto.graph.input for dim in value.type.tensor_type.shape.dim}
+    names = {name: size for name, size in fixed.items() if name in free}
     for value in proto.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             key = f"{value.name}:{axis}"

@@ -206,12 +206,13 @@ def test_weights_beside_the_model_come_along(model: Path) -> None:
         check(result.output)
 
 
-def test_a_dimension_of_several_inputs_is_fixed_in_all(folder: Path) -> None:
+@pytest.mark.parametrize(("name", "fix"), [("n", "a:0=3"), ("n", "n=3"), ("b:n", "b:n=3")])
+def test_a_dimension_of_several_inputs_is_fixed_in_all(folder: Path, name: str, fix: str) -> None:
     nodes = [helper.make_node("MatMul", ["a", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
-    slots = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("a", "b", "y")]
+    slots = [helper.make_tensor_value_info(slot, TensorProto.FLOAT, [name, 4]) for slot in ("a", "b", "y")]
     graph = helper.make_graph(nodes, "g", slots[:2], slots[2:], [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
-    result = deploy(folder / "m.onnx", "edge", folder / "edge", fix=["a:0=3"], record=1)
+    result = deploy(folder / "m.onnx", "edge", folder / "edge", fix=[fix], record=1)
     assert [slot.dims for slot in (*result.inputs, *result.outputs)] == [(3, 4)] * 3
     shipped = onnx.load(result.output / "model" / "m.fp16.onnx").graph.input
     assert [slot.type.tensor_type.shape.dim[0].dim_value for slot in shipped] == [3, 3]
