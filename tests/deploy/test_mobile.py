@@ -174,9 +174,7 @@ def test_swift_lacks_types_and_the_report_says_so(folder: Path) -> None:
     assert any("Swift have no bool" in note for note in result.notes)
 
 
-@pytest.mark.parametrize(
-    ("least", "android"), [("1.28", "1.28.0"), ("1.30.0.dev20260101", "1.30.0")]
-)
+@pytest.mark.parametrize(("least", "android"), [("1.28", "1.28.0"), ("1.30.0.dev20260101", "1.30.0")])
 def test_the_projects_ask_for_a_release_that_loads_the_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch, least: str, android: str
 ) -> None:
