@@ -27,6 +27,8 @@ __all__ = ["StoredArray", "naturally", "npy_bytes", "npy_file", "npz_file"]
 Array = NDArray[Any]
 #: Bytes read at once.
 BLOCK = 1 << 20
+#: Bytes of a header that are read. It says itself how long it is, up to 4 GiB, and an archive may hold that in 4 MB.
+LONGEST_HEADER = 1 << 16
 
 
 def naturally(path: Path) -> tuple[list[tuple[int, str]], str]:
@@ -57,8 +59,9 @@ class StoredArray:
         """
         self.label, self._opened = label, opened
         with _reading(label), opened() as stream:
-            self.shape, self._fortran, self.dtype = _header(stream, label)
-            self._start = stream.tell()
+            head = io.BytesIO(stream.read(LONGEST_HEADER))
+            self.shape, self._fortran, self.dtype = _header(head, label)
+            self._start = head.tell()
         declared = math.prod(self.shape) * self.dtype.itemsize
         present = max(0, held - self._start)
         if declared > present:
@@ -127,15 +130,16 @@ def npy_bytes(data: bytes, label: str) -> StoredArray:
     return StoredArray(label, lambda: io.BytesIO(data), len(data))
 
 
-def npz_file(source: Path | bytes, label: str) -> dict[str, StoredArray]:
+def npz_file(source: Path | bytes, label: str, most: int | None = None) -> dict[str, StoredArray]:
     """The arrays of an ``.npz`` file, or of its content, by name.
 
     Args:
         source: The file or the content.
         label: The file's name, for messages.
+        most: How many arrays it may hold; None for any number.
 
     Raises:
-        InputError: It cannot be read, or holds something else than usable arrays.
+        InputError: It cannot be read, or holds something else than usable arrays, or too many.
     """
     found = {}
 
@@ -152,6 +156,8 @@ def npz_file(source: Path | bytes, label: str) -> dict[str, StoredArray]:
 
     with _reading(label), archive() as file:
         members = [info for info in file.infolist() if info.filename.endswith(".npy")]
+    if most is not None and len(members) > most:  # each header is looked for anew
+        raise InputError(f"{label}: holds {len(members):,} arrays, and at most {most:,} are taken", "one array for each input")
     for info in members:
         name = info.filename.removesuffix(".npy")
         found[name] = StoredArray(f"{label}: array '{name}'", opener(info.filename), info.file_size)

@@ -81,6 +81,21 @@ def test_an_npz_with_one_more_axis_holds_several_samples(tmp_path: Path, save: A
         assert sample.extras["label"] == "abcde"[i] and sample.extras["note"] == 7
 
 
+def test_a_header_that_grows_is_not_read(tmp_path: Path) -> None:
+    """Version 2 of the format lets a header say that it has 4 GiB; an archive holds as many spaces in 4 MB."""
+    with zipfile.ZipFile(tmp_path / "s.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as member:
+        member.write(b"\x93NUMPY\x02\x00" + (64 << 20).to_bytes(4, "little"))
+        for _ in range(64):
+            member.write(b" " * (1 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"s\.npz: array 'x': cannot be read"):
+            opened(tmp_path / "s.npz")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_an_npz_in_fortran_order(tmp_path: Path) -> None:
     whole = np.asfortranarray(array(4, 2, 3))
     np.savez(tmp_path / "s.npz", x=whole)

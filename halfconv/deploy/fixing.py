@@ -42,14 +42,6 @@ def parse_fixed(texts: Iterable[str], inputs: Sequence[Slot]) -> dict[str, int]:
     return fixed
 
 
-def size_of(slot: Slot, axis: int, fixed: Mapping[str, int]) -> int | str:
-    """Return a dimension as it is once some are fixed."""
-    dim = slot.dims[axis]
-    if isinstance(dim, int):
-        return dim
-    return fixed.get(f"{slot.name}:{axis}", fixed.get(dim, dim))
-
-
 def fixed_copy(model: Path, data: Mapping[str, Path], folder: Path, fixed: Mapping[str, int]) -> Path:
     """Write a copy of a model, with its files of weights, in which dimensions have a size.
 
@@ -64,7 +56,8 @@ def fixed_copy(model: Path, data: Mapping[str, Path], folder: Path, fixed: Mappi
     """
     copy = place_model(model, data, folder, model.name)
     proto = onnx.load(copy, load_external_data=False)
-    names = {name: size for name, size in fixed.items() if ":" not in name}
+    free = {dim.dim_param for value in proto.graph.input for dim in value.type.tensor_type.shape.dim}
+    names = {name: size for name, size in fixed.items() if name in free}
     for value in proto.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             key = f"{value.name}:{axis}"

@@ -26,6 +26,7 @@ class Kind:
         verify: Runs the package's own verification, where its runtime is here; None if there is no way to.
         formats: Half-precision formats that its runtime can compute.
         settings: What ``--set`` may set.
+        chunks: Whether ``--chunk-size`` cuts its models.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Kind:
     verify: Callable[[Path], Verified] | None = None
     formats: tuple[str, ...] = ("fp16",)
     settings: tuple[str, ...] = ()
+    chunks: bool = False
 
 
 KINDS: tuple[Kind, ...] = (
@@ -52,7 +54,10 @@ KINDS: tuple[Kind, ...] = (
         "triton", "cuda", triton.write, "NVIDIA Triton or KServe: a model repository for the ONNX Runtime backend", triton.verify,
         formats=("fp16", "bf16"), settings=tuple(triton.SETTINGS),
     ),
-    Kind("web", "web", web.write, "browsers: onnxruntime-web on WebGPU or WebAssembly, with a page that verifies", web.verify),
+    Kind(
+        "web", "web", web.write, "browsers: onnxruntime-web on WebGPU or WebAssembly, with a page that verifies", web.verify,
+        chunks=True,
+    ),
 )
 
 

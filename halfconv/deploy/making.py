@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings as warnings_module
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import Any
 import onnx_ir as ir
 
 from halfconv.check import require_runtime, runtime_package
-from halfconv.deploy.fixing import fixed_copy, parse_fixed, size_of
+from halfconv.deploy.fixing import fixed_copy, parse_fixed
+from halfconv.deploy.manifest import TOOLS
 from halfconv.deploy.oldest_runtime import oldest_runtime
 from halfconv.deploy.parts import Options, Parts, Slot
 from halfconv.deploy.recorded import DTYPES, Recorded
@@ -103,14 +105,16 @@ def make_parts(
     if to not in wishes.formats:
         raise UsageError(f"{half} is a {to} model, which this package's runtime does not compute", "--to " + wishes.formats[0])
     gate = make_gate(to, [slot.name for slot in outputs], list(wishes.tolerance), wishes.tolerance_file)
+    if endless := [key for key, bound in gate.resolved().items() if math.isinf(bound)]:  # JSON has no such number
+        raise UsageError(f"the bound of {endless[0]} is infinite, which cannot be recorded", f"--tolerance {endless[0]}=1e30")
     opsets, least = dict(converted.model.opset_imports), oldest_runtime(converted.model, _newest())
     reference = model
     half_data, reference_data = dict(converted.locations), dict(source.locations)
     if fixed:
         with clock.stage("fix"):
             reference, half, half_data, reference_data = _fix(model, half, source, converted, folder, fixed)
-            inputs = _sized(inputs, fixed)
-            outputs = _slots(load(reference).model.graph.outputs, source)
+            graph = load(reference).model.graph
+            inputs, outputs = _slots(graph.inputs, source), _slots(graph.outputs, source)
     with clock.stage("record"):
         recorded, kind = _record(source, reference, reference_data, inputs, wishes)
         if kind == "synthetic":
@@ -130,7 +134,8 @@ def make_parts(
 
 def safe_name(stem: str) -> str:
     """Return a file's stem that every file system, shell and URL takes as it is."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("._-")[:80] or "model"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("._-")[:80] or "model"
+    return f"{name}_model" if name in TOOLS else name  # a folder of such a name counts as none of the package
 
 
 def _profile(half: Path) -> Profile | None:
@@ -215,10 +220,6 @@ def _slots(values: Sequence[ir.Value], source: SourceModel) -> tuple[Slot, ...]:
         dims = tuple(dim if isinstance(dim, int) else str(dim.value or "?") for dim in value.shape)
         slots.append(Slot(value.name or "", word, dims))
     return tuple(slots)
-
-
-def _sized(slots: Sequence[Slot], fixed: Mapping[str, int]) -> tuple[Slot, ...]:
-    return tuple(replace(slot, dims=tuple(size_of(slot, axis, fixed) for axis in range(len(slot.dims)))) for slot in slots)
 
 
 def _fix(

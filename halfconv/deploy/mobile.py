@@ -133,10 +133,12 @@ def _half_operators(parts: Parts, work: Path, twin: Path, target: Path) -> tuple
 
 
 def _newer(version: str, least: str) -> str:
-    def key(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split("."))
+    """Return the later release; the oldest that will do may have two numbers, or be a development version."""
 
-    return version if key(version) >= key(least) else f"{least}.0"
+    def key(text: str) -> tuple[int, ...]:
+        return (*(int(part) for part in text.split(".")[:3] if part.isdecimal()), 0, 0)[:3]
+
+    return version if key(version) >= key(least) else ".".join(map(str, key(least)))
 
 
 def _sentence(entry: Usability) -> Note:

@@ -102,7 +102,7 @@ def unpack(side: str, body: bytes, length: str | None) -> Message:
     """
     end = len(body)
     if length is not None:
-        if not length.isascii() or not length.isdigit() or int(length) > len(body):
+        if not length.isascii() or not length.isdigit() or len(length) > 18 or int(length) > len(body):
             raise InputError(f"{LENGTH_HEADER} is {length[:40]!r}, and the body has {len(body):,} bytes", "the length of its JSON")
         end = int(length)
     try:
@@ -167,7 +167,11 @@ def _from_bytes(entry: Mapping[str, Any], data: memoryview) -> Array:
     dtype, shape, count = _form(entry)
     if len(data) != (needed := count * dtype.itemsize):
         raise InputError(f"'{entry['name']}' has {len(data):,} bytes, and its shape needs {needed:,}", "all of them")
-    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    flat = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
+    try:
+        return flat.reshape(shape)
+    except ValueError:  # numpy counts the dimensions of an empty array, too
+        raise InputError(f"'{entry['name']}' has the shape {str(shape)[:80]}, which is too large", "smaller dimensions") from None
 
 
 def _from_json(entry: Mapping[str, Any]) -> Array:

@@ -29,6 +29,15 @@ Array = NDArray[Any]
 AGAIN = (429, 500, 502, 503, 504)
 
 
+class _Policy(urllib3.Retry):
+    """Waits no longer than it was told, whatever a server asks for in ``Retry-After``."""
+
+    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+        """Return the seconds to wait; None if the server does not say."""
+        asked = super().get_retry_after(response)
+        return None if asked is None else min(asked, self.backoff_max)
+
+
 class Client:
     """Sends requests to one model of a server. Many threads may share it.
 
@@ -39,7 +48,7 @@ class Client:
         retries: How often a request is sent again.
         backoff: Seconds before the second retry (the first comes at once); they double each time, and up to `backoff` is added at
             random.
-        longest: Most seconds between two attempts.
+        longest: Most seconds between two attempts, also where the server asks for more.
         connections: Connections that are kept open.
 
     Attributes:
@@ -51,7 +60,7 @@ class Client:
         connections: int = 16,
     ):  # fmt: skip
         self._server, self._model = url.rstrip("/"), f"{url.rstrip('/')}/v2/models/{quote(model, safe='')}"
-        policy = urllib3.Retry(
+        policy = _Policy(
             total=retries, backoff_factor=backoff, backoff_jitter=backoff, backoff_max=longest, status_forcelist=AGAIN,
             allowed_methods=None, redirect=0, raise_on_status=False,
         )  # fmt: skip

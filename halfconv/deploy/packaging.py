@@ -142,6 +142,8 @@ def deploy(
         raise UsageError(f"{record} recorded samples prove nothing", "--record 4")
     if to not in kind.formats:
         raise UsageError(f"--to {to}: the runtime of the package '{kind.name}' does not compute it", f"--to {kind.formats[0]}")
+    if chunk_bytes is not None and not kind.chunks:
+        raise UsageError(f"the package '{kind.name}' cuts no model into files", "no --chunk-size, or --package web")
     if unknown := sorted((settings or {}).keys() - set(kind.settings)):
         words = ", ".join(kind.settings)
         raise UsageError(f"the package '{kind.name}' has no setting '{unknown[0]}'", f"--set {words}" if words else "no --set")
@@ -213,17 +215,21 @@ def _described(slots: Sequence[Slot]) -> list[dict[str, Any]]:
 def _check_place(place: Path, source: Path) -> None:
     """Refuse a folder that cannot be made, or that holds something else than a package."""
     folder = place.absolute().parent
-    if not place.name or place.is_symlink() or (place.exists() and not place.is_dir()):
-        raise UsageError(f"output {place} is no folder", "-o with the name of a new one")
-    if place.is_dir() and any(place.iterdir()):
-        if not is_package(place):
-            raise UsageError(f"output {place} holds something that is no package of halfconv", "-o with the name of a new folder")
-        if source.exists() and source.resolve().is_relative_to(place.resolve()):
-            raise UsageError(f"{source} lies in the package {place}, which would be replaced", "another -o")
+    _check_replaceable(place)
+    if source.exists() and source.resolve().is_relative_to(place.resolve()):
+        raise UsageError(f"{source} lies in the package {place}, which would be replaced", "another -o")
     if not folder.is_dir():
         raise EnvironmentProblem(f"output folder {folder} does not exist", f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK):
         raise EnvironmentProblem(f"no permission to write in {folder}", "another -o, or chmod")
+
+
+def _check_replaceable(place: Path) -> None:
+    """Refuse a place that holds something else than a package."""
+    if not place.name or place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise UsageError(f"output {place} is no folder", "-o with the name of a new one")
+    if place.is_dir() and any(place.iterdir()) and not is_package(place):
+        raise UsageError(f"output {place} holds something that is no package of halfconv", "-o with the name of a new folder")
 
 
 @contextlib.contextmanager
@@ -255,7 +261,11 @@ def _built(place: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _replace(package: Path, place: Path, old: Path) -> None:
-    """Give a package its name; the one that has it goes to `old`, or stays if that fails."""
+    """Give a package its name; the one that has it goes to `old`, or stays if that fails.
+
+    The place is looked at again: since the run began, somebody may have put something there.
+    """
+    _check_replaceable(place)
     if place.is_dir():
         place.rename(old)
     try:

@@ -71,7 +71,8 @@ def require_templates() -> None:
 
 def kotlin(value: str) -> str:
     """Return a string literal of Kotlin, in which nothing is a template."""
-    return json.dumps(value).replace("$", "\\$")
+    escaped = re.sub(r"\\(.)", lambda found: "\\u000c" if found[1] == "f" else found[0], json.dumps(value))  # Kotlin has no \f
+    return escaped.replace("$", "\\$")
 
 
 def swift(value: str) -> str:

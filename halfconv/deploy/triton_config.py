@@ -19,8 +19,8 @@ from halfconv.runtime.settings import CUDA, Profile
 __all__ = ["Batching", "Settings", "Tensor", "Warmup", "config_text", "model_type"]
 
 TENSORRT = "TensorrtExecutionProvider"
-#: What a model is converted for -> where its instances run.
-INSTANCES = {"cpu": "KIND_CPU", "portable": "KIND_AUTO"}
+#: What a model is converted for -> where its instances run; others go where Triton has room.
+INSTANCES = {"cpu": "KIND_CPU", "cuda": "KIND_GPU", "tensorrt": "KIND_GPU"}
 #: ONNX Runtime's levels of optimisation -> ``optimization.graph.level``; all optimisations are the default.
 LEVELS = {"ORT_ENABLE_EXTENDED": 1, "ORT_ENABLE_BASIC": -1, "ORT_DISABLE_ALL": 2}
 #: Options of the CUDA provider that the backend reads from ``parameters``, and its numbers for their values.
@@ -125,7 +125,7 @@ def config_text(
         "name": settings.name, "backend": "onnxruntime", "default_model_filename": "model.onnx",
         "max_batch_size": settings.batching.most,
         "input": [_tensor(tensor, batched) for tensor in inputs], "output": [_tensor(tensor, batched) for tensor in outputs],
-        "instance_group": {"kind": Word(INSTANCES.get(settings.target, "KIND_GPU")), "count": settings.instances},
+        "instance_group": {"kind": Word(INSTANCES.get(settings.target, "KIND_AUTO")), "count": settings.instances},
     }  # fmt: skip
     if batched:
         message["dynamic_batching"] = {

@@ -19,6 +19,8 @@ __all__ = ["RUNTIME", "verify", "write"]
 RUNTIME = "1.30.0"
 #: Bytes of a file from which weights go into several: a browser hashes and holds each as a whole, and hosts of pages have limits.
 CHUNK = 64 * 10**6
+#: Bytes of the largest file, whatever the user asks: protobuf writes no model of 2 GiB, and browsers hold no array of it.
+MOST = 2 * 10**9
 #: Bytes of a model above which it hardly fits WebAssembly's memory of 4 GiB, in which it is held twice while it is loaded.
 LARGE = 1_500_000_000
 
@@ -34,7 +36,7 @@ def write(parts: Parts, folder: Path, options: Options) -> tuple[Note, ...]:
     Returns:
         Sentences for the report.
     """
-    most = options.chunk_bytes or CHUNK
+    most = min(options.chunk_bytes or CHUNK, MOST)
     half = place_chunked(parts.half, parts.half_data, folder / "models", f"{parts.name}.fp16", most)
     full = place_chunked(parts.reference, parts.reference_data, folder / "models", f"{parts.name}.fp32", most)
     write_samples(folder / "samples", parts.recording)

@@ -57,9 +57,10 @@ class Runner:
             if found is not None:
                 return {**found, "attempts": attempt}
             if ended == "TimeOut":
-                words = f"took more than {task['options']['timeout']:g} s in stage {stage}; try: a larger timeout in the fleet file"
+                words = f"took more than {task['options']['timeout']:g} s in stage {stage}; "
+                words += "try: a larger timeout in the fleet file, and --retry-failed"
                 return outcome(task, FAILED, stage=stage, kind="TimeOut", message=words, attempts=attempt)
-        advice = "; try: fewer jobs at once, --jobs 1, if memory ran out" if ended == "SIGKILL" else ""
+        advice = "; try: fewer jobs at once, --jobs 1 --retry-failed, if memory ran out" if ended == "SIGKILL" else ""
         words = f"its process ended {ATTEMPTS} times, the last time in stage {stage} ({ended}){last}{advice}"
         return outcome(task, FAILED, stage=stage, kind="ProcessEnded", message=words, attempts=ATTEMPTS)
 

@@ -23,6 +23,7 @@ from halfconv.locks import only_one
 from halfconv.profile import profile_path
 from halfconv.storage import atomic_text, disk_problem
 from halfconv.sweep.job import Job
+from halfconv.sweep.outcome import FAILED
 
 __all__ = ["Store"]
 
@@ -75,6 +76,8 @@ class Store:
         except (OSError, ValueError, RecursionError):
             return None
         if complaint(found, "sweep_result") is not None or found["key"] != job.key:
+            return None
+        if (found["status"] == FAILED) != (found["error"] is not None):
             return None
         conversion, output = found["conversion"], self.output(job)
         if conversion is not None and _bytes(output) != conversion["bytes_after"]:

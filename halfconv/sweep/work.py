@@ -84,7 +84,7 @@ def work(task: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     except HalfconvError as error:
         kind, message = type(error).__name__, str(error)
     except MemoryError:
-        kind, message = "MemoryError", "memory ran out; try: fewer jobs at once, --jobs 1"
+        kind, message = "MemoryError", "memory ran out; try: fewer jobs at once, --jobs 1 --retry-failed"
     except Exception as error:
         kind, message = type(error).__name__, " ".join(f"internal error: {type(error).__name__}: {error}".split())
     return outcome(task, FAILED, stage=stage, kind=kind, message=message, seconds=clock.seconds, **done)

@@ -95,6 +95,28 @@ def test_a_package_that_does_not_prove_itself_is_not_left(model: Path, monkeypat
     assert [entry.name for entry in model.parent.iterdir()] == ["digits.onnx"]
 
 
+def test_what_came_meanwhile_is_not_replaced(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, out = packaging.find_kind("edge"), model.with_name("edge")
+
+    def verify(folder: Path) -> Verified:
+        out.mkdir()
+        (out / "notes.txt").write_text("mine", "utf-8")
+        return Verified(True, True, "")
+
+    monkeypatch.setattr(packaging, "find_kind", lambda name: type(kind)(kind.name, kind.target, kind.write, kind.summary, verify))
+    with pytest.raises(halfconv.UsageError, match="no package of halfconv"):
+        deploy(model, "edge", out, record=1)
+    assert sorted(entry.name for entry in model.parent.iterdir()) == ["digits.onnx", "edge"]
+    assert [entry.name for entry in out.iterdir()] == ["notes.txt"]
+
+
+def test_a_bound_that_json_cannot_hold_is_refused(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = model.with_name("edge")
+    run = run_here(capfd, "deploy", model, "-p", "edge", "-o", out, "--tolerance", "max_abs=inf")
+    refused(run, "max_abs is infinite", "--tolerance max_abs=1e30")
+    assert not out.exists()
+
+
 def test_a_tolerance_that_cannot_be_met_leaves_nothing(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = model.with_name("edge")
     half = model.with_name("half.onnx")
@@ -127,6 +149,11 @@ def test_formats_that_a_runtime_does_not_compute_are_refused(model: Path, capfd:
     half = model.with_name("bf16.onnx")
     halfconv.convert(model, half, to="bf16")
     refused(run_here(capfd, "deploy", model, "-p", "node", "-o", model.with_name("node"), "--half", half), "bf16")
+
+
+def test_a_size_of_files_is_for_kinds_that_cut_models(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = run_here(capfd, "deploy", model, "-p", "edge", "-o", model.with_name("edge"), "--chunk-size", "1MB")
+    refused(run, "'edge' cuts no model", "--package web")
 
 
 def test_bf16_is_packed_for_a_gpu(model: Path) -> None:
@@ -179,6 +206,18 @@ def test_weights_beside_the_model_come_along(model: Path) -> None:
         check(result.output)
 
 
+@pytest.mark.parametrize(("name", "fix"), [("n", "a:0=3"), ("n", "n=3"), ("b:n", "b:n=3")])
+def test_a_dimension_of_several_inputs_is_fixed_in_all(folder: Path, name: str, fix: str) -> None:
+    nodes = [helper.make_node("MatMul", ["a", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
+    slots = [helper.make_tensor_value_info(slot, TensorProto.FLOAT, [name, 4]) for slot in ("a", "b", "y")]
+    graph = helper.make_graph(nodes, "g", slots[:2], slots[2:], [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx")
+    result = deploy(folder / "m.onnx", "edge", folder / "edge", fix=[fix], record=1)
+    assert [slot.dims for slot in (*result.inputs, *result.outputs)] == [(3, 4)] * 3
+    shipped = onnx.load(result.output / "model" / "m.fp16.onnx").graph.input
+    assert [slot.type.tensor_type.shape.dim[0].dim_value for slot in shipped] == [3, 3]
+
+
 @pytest.mark.parametrize("fix", ["batch=2", pytest.param("image:0=2", marks=pytest.mark.slow)])
 def test_dimensions_are_fixed_in_both_models(model: Path, fix: str) -> None:
     result = deploy(model, "mobile", model.with_name("mobile"), fix=[fix], record=1)
@@ -204,7 +243,8 @@ def test_fixing_what_is_not_there_is_refused(model: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("stem", "name"), [("a b/c", "a_b_c"), ("..", "model"), ("-rf", "rf"), ("Größe", "Gr_e"), ("m.v2", "m.v2")]
+    ("stem", "name"),
+    [("a b/c", "a_b_c"), ("..", "model"), ("-rf", "rf"), ("Größe", "Gr_e"), ("m.v2", "m.v2"), ("build", "build_model")],
 )
 def test_names_are_safe(stem: str, name: str) -> None:
     assert safe_name(stem) == name

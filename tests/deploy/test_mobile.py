@@ -16,6 +16,7 @@ import tree_sitter_swift
 from onnx import TensorProto, helper
 
 import halfconv
+from halfconv.deploy import making
 from halfconv.deploy.mobile import check_twin
 from halfconv.deploy.ort_format import read_ort
 from halfconv.deploy.ort_tools import call
@@ -150,11 +151,12 @@ def test_names_of_a_model_stay_data(tmp_path: Path) -> None:
     assert HOSTILE not in readme and "in_put_x" in readme
 
 
-@pytest.mark.parametrize("text", [HOSTILE, "plain", "", "\\", '"', "$", "\x00\x1f\x7f", "日本"])
+@pytest.mark.parametrize("text", [HOSTILE, "plain", "", "\\", '"', "$", "\x00\x1f\x7f", "日本", "\f\\f"])
 def test_literals_are_one_literal(text: str) -> None:
     code = f"val a = {kotlin(text)}\n"
     root = parser("kotlin").parse(code.encode()).root_node
     assert problems(root) == [] and strings(root) == [kotlin(text)]
+    assert set(re.findall(r"\\(.)", kotlin(text))) <= set('tbnr"\\$u')  # all that Kotlin knows
     assert "${" not in kotlin(text).replace("\\$", "")
     code = f"let a = {swift(text)}\n"
     root = parser("swift").parse(code.encode()).root_node
@@ -170,6 +172,16 @@ def test_swift_lacks_types_and_the_report_says_so(folder: Path) -> None:
     result = deploy(folder / "m.onnx", "mobile", folder / "mobile", record=1)
     assert result.verified.passed
     assert any("Swift have no bool" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("least", "android"), [("1.28", "1.28.0"), ("1.30.0.dev20260101", "1.30.0")])
+def test_the_projects_ask_for_a_release_that_loads_the_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, least: str, android: str
+) -> None:
+    monkeypatch.setattr(making, "oldest_runtime", lambda model, newest: least)
+    deploy(DIGITS, "mobile", folder / "mobile", record=1)
+    text = (folder / "mobile" / "android" / "app" / "build.gradle.kts").read_text("utf-8")
+    assert f'onnxruntime-android:{android}")' in text
 
 
 def test_a_model_beyond_2_gb_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,6 +79,7 @@ def entry(**changes: Any) -> bytes:
         (b"{}", "-1", "Content-Length is '-1'"),
         (b"{}", "3", "Content-Length is '3', and the body has 2 bytes"),
         (b"{}", "²", "Content-Length"),
+        (b"{}", "9" * 5000, "Content-Length is '9999"),
         (b'{"inputs": []}more', "14", "4 bytes follow that belong to no tensor"),
         (b'{"inputs": [{"name": 1}]}', None, "no name of its own"),
         (entry(datatype="BYTES"), None, "the datatype 'BYTES'"),
@@ -88,6 +90,8 @@ def entry(**changes: Any) -> bytes:
         (entry(shape="2"), None, "the shape"),
         (entry(shape=[1] * 65), None, "the shape"),
         (entry(shape=[2**30] * 64), None, "no list of"),
+        (entry(shape=[0] + [2**31 - 1] * 4, data=[]), None, "no list of 0"),
+        (entry(shape=[0] + [2**31 - 1] * 4, parameters={"binary_data_size": 0}), None, "which is too large"),
         (entry(data=[1]), None, "no list of 2 elements that fit FP32"),
         (entry(data=[[1], [2, 3]]), None, "no list of 2"),
         (entry(data=["a", "b"]), None, "no list of 2"),
@@ -276,6 +280,14 @@ def test_requests_that_are_lost_are_sent_again_as_they_were(service: Service) ->
         assert list(found) == ["y"]
         np.testing.assert_array_equal(found["y"], X * X)
         assert client.retried == len(FAULTS) and len(came) == len(FAULTS) + 1 and len(set(came)) == 1
+
+
+def test_a_server_does_not_say_how_long_a_client_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with server(service, [says(503, Retry_After="86400")]) as (url, _), Client(url, "sq uares", longest=0.25) as client:
+        np.testing.assert_array_equal(client.infer({"x": X})["y"], X * X)
+    assert slept == [0.25]
 
 
 def test_the_number_of_attempts_is_bounded(service: Service) -> None:

@@ -12,18 +12,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from halfconv import deploy_command, planning
 from halfconv.deploy.kinds import KINDS
 from halfconv.deploy.manifest import check
 from halfconv.deploy.recorded import read_samples
-from halfconv.deploy_command import PACKAGES
 from tests.deploy.packages import MODELS, make, real_samples, sign_again, source, verify
 from tests.test_schemas import validate
 
 ALL = ("edge", "mobile", "node")
 
 
-def test_the_command_offers_every_kind() -> None:
-    assert tuple(kind.name for kind in KINDS) == PACKAGES
+def test_the_command_offers_every_kind_and_target() -> None:
+    assert tuple(kind.name for kind in KINDS) == deploy_command.PACKAGES
+    assert deploy_command.TARGETS == planning.TARGETS
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -101,6 +101,14 @@ except ValueError as error:
     assert second.startswith("there is no argument 'replica'; try: replicas, ")
 
 
+def test_an_old_runtime_is_told_before_anything_is_served(package: Path, tmp_path: Path) -> None:
+    shutil.copytree(package, tmp_path / "p")
+    manifest = json.loads((tmp_path / "p/manifest.json").read_text("utf-8"))
+    (tmp_path / "p/manifest.json").write_text(json.dumps({**manifest, "min_ort": "99.1"}), "utf-8")
+    done = run(tmp_path / "p", "-c", "import sys; sys.path.insert(0, '.'); import serve_app; serve_app.Replica(serve_app.DEFAULTS)")
+    assert "too old for this package, which needs 99.1; try: pip install" in done.stderr.splitlines()[-1]
+
+
 # With Ray
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -14,10 +16,11 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -158,6 +161,7 @@ def test_what_it_says_of_itself(service: Service, sample: Recorded) -> None:
         (400, b'{"inputs": {"image": [[1], [2, 3]]}}', JSON, "no JSON"),
         (400, b'{"inputs": {"image": "text"}}', JSON, "no JSON"),
         (400, b"[" * 50_000, JSON, "no JSON"),
+        (400, as_npz(image=np.zeros(1), other=np.zeros(1)), NPZ, "holds 2 arrays, and at most 1"),
         (400, b"no zip", NPZ, "cannot be read"),
         (400, as_npz(image=np.array([{}], object)), NPZ, "pickled"),
         (415, b"x", "text/plain", "content type"),
@@ -191,6 +195,82 @@ def test_a_length_is_needed_and_a_body_that_ends_early_is_given_up(service: Serv
         assert connection.recv(1 << 16) == b""
     assert service.ask("GET", "/nowhere")[0] == 404
     assert service.ask("POST", "/nowhere", b"{}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 34\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 34\r\nContent-Length: 0\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 34\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+def test_no_body_passes_for_another_request(service: Service, request_head: bytes) -> None:
+    """What follows may be read as a body by a proxy in front, whose next answer would then be another's."""
+    with socket.create_connection(("127.0.0.1", service.port), 30) as connection:
+        connection.sendall(request_head + b"GET /model HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(1 << 16):
+                answers += part
+    assert answers.count(b"HTTP/1.1 ") == 1 and b"Connection: close" in answers
+
+
+class Known(NamedTuple):
+    """What `read_feeds` asks of an input's spec."""
+
+    element: str
+
+
+@pytest.fixture(scope="module")
+def reader(made: Path) -> Iterator[Callable[..., Any]]:
+    """The function that reads requests, for inputs of any types: (kind, body, budget, **types) -> arrays."""
+    known = dict(sys.modules)
+    path, written = list(sys.path), sys.dont_write_bytecode
+    module = runpy.run_path(str(made / "edge-digits_cnn" / "serve.py"), run_name="serve")
+
+    def read(kind: str, body: bytes, budget: int = 10**6, **types: str) -> Any:
+        session = SimpleNamespace(input_specs={name: Known(word) for name, word in types.items()})
+        service = SimpleNamespace(session=session, options=SimpleNamespace(max_body=10**5), budget=module["Budget"](budget))
+        with contextlib.ExitStack() as taken:
+            return module["read_feeds"](kind, body, service, taken)
+
+    yield read
+    sys.path[:], sys.dont_write_bytecode = path, written
+    for name in sys.modules.keys() - known.keys():
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("element", "fits", "does_not"),
+    [
+        ("int64", [1, -(2**63), 2.0, True], [1.5, "1", None, 2**63, 1e30]),
+        ("uint8", [0, 255], [256, -1]),
+        ("bool", [True, 0], [2, "false", 0.5]),
+        ("float32", [1, 1.5, None], ["text"]),
+    ],
+)
+def test_json_gives_an_input_its_type_and_no_other_number(
+    reader: Callable[..., Any], element: str, fits: list[Any], does_not: list[Any]
+) -> None:
+    for value in fits:
+        found = reader(JSON, json.dumps({"inputs": {"x": [value]}}).encode(), x=element)["x"]
+        assert found.dtype == element and (value is None or found[0] == value)
+    for value in does_not:
+        with pytest.raises(Exception, match="no JSON of the form") as refused:
+            reader(JSON, json.dumps({"inputs": {"x": [value]}}).encode(), x=element)
+        assert vars(refused.value)["status"] == 400
+
+
+def test_arrays_count_as_bytes_in_work(reader: Callable[..., Any]) -> None:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, x=np.zeros(20_000, np.float32))
+    assert len(stream.getvalue()) < 1000
+    assert reader(NPZ, stream.getvalue(), 80_000, x="float32")["x"].shape == (20_000,)
+    with pytest.raises(Exception, match="too many bytes of requests are in work") as refused:
+        reader(NPZ, stream.getvalue(), 79_999, x="float32")
+    assert vars(refused.value)["status"] == 503
 
 
 def test_one_connection_serves_many_requests(service: Service, sample: Recorded) -> None:

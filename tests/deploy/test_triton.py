@@ -126,7 +126,8 @@ def test_on_the_cpu_nothing_of_a_gpu_is_said() -> None:
     found = configured("cpu")
     assert found.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
     assert not found.parameters and not found.optimization.HasField("execution_accelerators")
-    assert configured("portable").instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_AUTO
+    for target in ("portable", "xnnpack"):
+        assert configured(target).instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_AUTO
 
 
 # The package

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -19,8 +20,10 @@ import onnx_ir as ir
 import pytest
 from playwright.sync_api import Browser
 
+from halfconv.deploy import web
 from halfconv.deploy.chunks import place_chunked
 from halfconv.deploy.packaging import deploy
+from halfconv.deploy.templates import FILES
 from halfconv.errors import UsageError
 from halfconv.runtime.session import Session
 from tests.deploy.browser import chromium, look, npm_install, served, with_runtime
@@ -96,6 +99,24 @@ def test_a_tensor_larger_than_a_file_is_told(folder: Path) -> None:
 def _saved(model: onnx.ModelProto, folder: Path) -> Path:
     onnx.save(model, folder / "m.onnx")
     return folder / "m.onnx"
+
+
+def test_no_file_is_larger_than_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "MOST", 600_000)
+    samples = [{"v0": np.ones((1, 256), np.float32)}]
+    result = deploy(_saved(wide(False), folder), "web", folder / "out", samples=samples, chunk_bytes=10**10)
+    assert max(file.stat().st_size for file in (result.output / "models").iterdir()) <= 600_000
+
+
+@pytest.mark.parametrize("target", ["//", "http://[", "/%"])
+def test_an_odd_address_does_not_end_the_server(target: str, tmp_path: Path) -> None:
+    shutil.copy(FILES / "web" / "serve.mjs", tmp_path)
+    with served(tmp_path) as url:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", port), 30) as connection:
+                connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404 ")
 
 
 def test_bf16_is_refused_before_any_work(folder: Path) -> None:

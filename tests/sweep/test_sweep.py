@@ -186,6 +186,29 @@ def test_what_is_not_the_models_fault_is_tried_again(folder: Path) -> None:
     assert json.loads(file.read_text())["error"]["kind"] == "InputError"
 
 
+def test_a_result_that_contradicts_itself_is_none(folder: Path) -> None:
+    (folder / "bad.onnx").write_bytes(b"no model")
+    fleet = save_fleet(folder / "fleet.toml", {"path": "bad.onnx"})
+    sweep(fleet)
+    (file,) = (folder / "fleet.sweep").rglob("*.result.json")
+    found = json.loads(file.read_text())
+    for change in ({"error": None}, {"status": "passed"}):
+        file.write_text(json.dumps({**found, **change}))
+        assert [entry.state for entry in sweep(fleet, dry_run=True).entries] == ["planned"]
+
+
+def test_a_job_that_took_too_long_says_how_it_is_done_again(folder: Path) -> None:
+    """A longer timeout alone does not: it is no part of the key, and what failed is kept."""
+    save_model(folder / "a.onnx")
+    fleet = save_fleet(folder / "fleet.toml", {"path": "a.onnx"}, timeout=0.01)
+    (entry,) = sweep(fleet).entries
+    assert entry.result is not None and entry.result["error"]["kind"] == "TimeOut"
+    assert entry.result["error"]["message"].endswith("; try: a larger timeout in the fleet file, and --retry-failed")
+    save_fleet(folder / "fleet.toml", {"path": "a.onnx"}, timeout=100)
+    assert [entry.state for entry in sweep(fleet, dry_run=True).entries] == ["kept"]
+    assert [(entry.state, entry.status) for entry in sweep(fleet, retry_failed=True).entries] == [("ran", "passed")]
+
+
 def test_a_machine_that_starts_no_process_fails_its_jobs_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(folder / "a.onnx")
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "nowhere"))

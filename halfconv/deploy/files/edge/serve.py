@@ -98,7 +98,7 @@ class Metrics:
         """Return Prometheus' text."""
         stats, model = service.pool.stats if service.pool else None, service.manifest
         names = {"name": model["name"], "sha256": service.sha256, "provider": service.provider, "to": model["to"]}
-        labels = ",".join(f'{key}="{escape(value)}"' for key, value in names.items())
+        labels = ",".join(f"{key}={json.dumps(str(value))}" for key, value in names.items())
         with self._lock:
             lines = ["# TYPE halfconv_requests_total counter"]
             lines += [f'halfconv_requests_total{{status="{s}"}} {n}' for s, n in sorted(self._requests.items())]
@@ -116,13 +116,8 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def escape(text):
-    """Return a label's value."""
-    return str(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
 class Budget:
-    """Bytes of bodies that may be in memory at the same time."""
+    """Bytes of bodies, and of the arrays in them, that may be in memory at the same time."""
 
     def __init__(self, most):
         self._lock, self._left = threading.Lock(), most
@@ -146,7 +141,7 @@ class Service:
 
     def __init__(self, options):
         self.options, self.metrics, self.ready = options, Metrics(), threading.Event()
-        self.budget = Budget(max(options.max_total, options.max_body))
+        self.budget = Budget(max(options.max_total, 2 * options.max_body))  # one request fits
         self.manifest = check(HERE) if options.check else read_manifest(HERE)
         require_version(self.manifest, onnxruntime.__version__)
         name = f"model/{self.manifest['model']}"
@@ -191,31 +186,35 @@ class Service:
             self.session.close()
 
 
-def read_feeds(kind, body, specs, limit):
-    """Read a request's inputs; nothing is unpickled, and no more memory is taken than `limit` bytes of arrays."""
+def read_feeds(kind, body, service, taken):
+    """Read a request's inputs; nothing is unpickled, and arrays are bounded, and counted as `taken`, before they are read."""
+    specs, limit = service.session.input_specs, service.options.max_body
     if kind == JSON:
         try:
             content = json.loads(body)
             inputs = content["inputs"]
             if not isinstance(inputs, dict):
                 raise TypeError("'inputs' is no object")
-            return {name: np.asarray(value, _type_of(specs, name)) for name, value in inputs.items()}
+            return {name: _array(value, specs, name) for name, value in inputs.items()}
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise Refused(400, f'no JSON of the form {{"inputs": {{"NAME": [...]}}}}: {error}') from None
     try:
-        stored = npz_file(body, "the request")
-        if sum(math.prod(array.shape) * array.dtype.itemsize for array in stored.values()) > limit:
+        stored = npz_file(body, "the request", len(specs))
+        if (needed := sum(math.prod(array.shape) * array.dtype.itemsize for array in stored.values())) > limit:
             raise Refused(413, f"the arrays take more than {limit:,} bytes")
+        taken.enter_context(service.budget.taken(needed))
         return {name: array.read() for name, array in stored.items()}
     except InputError as error:
         raise Refused(400, str(error)) from None
 
 
-def _type_of(specs, name):
-    spec = specs.get(name)
-    if spec is None:
+def _array(value, specs, name):
+    if (spec := specs.get(name)) is None:
         raise Refused(400, f"there is no input '{name}'; try: {', '.join(specs)}")
-    return "float32" if spec.element in ("float16", "bfloat16") else spec.element
+    array = np.asarray(value, "float32" if spec.element in ("float16", "bfloat16") else spec.element)
+    if array.dtype.kind != "f" and array.size and ((raw := np.asarray(value)).dtype.kind not in "biuf" or (array != raw).any()):
+        raise TypeError(f"'{name}' has elements that are no {spec.element}")  # numpy would cut or wrap them
+    return array
 
 
 def write_outputs(kind, outputs):
@@ -256,6 +255,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         """Answer what is asked about the service."""
         service, path = self.service, self.path.partition("?")[0]
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # a body is not read, and must not be taken for the next request
         if path == "/health":
             self.answer(200, {"status": "ok"})
         elif path == "/ready":
@@ -281,7 +282,7 @@ class Handler(BaseHTTPRequestHandler):
                     raise Refused(404, "there is POST /predict")
                 if not service.ready.is_set():
                     raise Refused(503, "not ready; try again")
-                feeds = read_feeds(kind, body, service.session.input_specs, service.options.max_body)
+                feeds = read_feeds(kind, body, service, taken)
                 asked = [part.partition(";")[0].strip() for part in self.headers.get("Accept", "").split(",")]
                 wanted = next((part for part in asked if part in (JSON, NPZ)), kind)
                 status, answer = 200, write_outputs(wanted, service.predict(feeds))
@@ -309,10 +310,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def length_and_type(self):
         """Return the length of the body and its type; where that is an error, the body is not read, and the connection ends."""
-        length, most = self.headers.get("Content-Length"), self.service.options.max_body
+        lengths, most = self.headers.get_all("Content-Length", []), self.service.options.max_body
+        length = lengths[0] if len(lengths) == 1 and "Transfer-Encoding" not in self.headers else None
         self.keep, self.close_connection = not self.close_connection, True
         if length is None or not length.isascii() or not length.isdecimal():
-            raise Refused(411, "a Content-Length is needed")
+            raise Refused(411, "one Content-Length is needed, and no other encoding")
         if len(length) > 18 or int(length) > most:
             raise Refused(413, f"the body has more than {most:,} bytes")
         kind = self.headers.get("Content-Type", JSON).partition(";")[0].strip().lower()

@@ -34,11 +34,14 @@ class Replica:
     """One process that serves the model."""
 
     def __init__(self, settings: dict):
-        from vendored.deploy.manifest import check
+        import onnxruntime
+
+        from vendored.deploy.manifest import check, require_version
         from vendored.deploy.oip_server import Service
         from vendored.runtime.session import Session
 
         manifest = check(HERE)
+        require_version(manifest, onnxruntime.__version__)
         session = Session(
             HERE / "model" / manifest["model"], provider=settings["provider"], threads=max(1, int(settings["num_cpus"])),
             memory_limit=settings["gpu_memory"] or None,

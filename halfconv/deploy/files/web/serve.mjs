@@ -17,8 +17,9 @@ const HEADERS = {
   "X-Content-Type-Options": "nosniff",
 };
 
-function find(path) {
+function find(url) {
   try {
+    const path = new URL(url, "http://localhost").pathname;
     const file = realpathSync(join(ROOT, decodeURIComponent(path.endsWith("/") ? `${path}index.html` : path)));
     return file.startsWith(ROOT + sep) && statSync(file).isFile() ? file : null;
   } catch {
@@ -27,7 +28,7 @@ function find(path) {
 }
 
 const server = createServer((request, response) => {
-  const file = ["GET", "HEAD"].includes(request.method) ? find(new URL(request.url, "http://localhost").pathname) : null;
+  const file = ["GET", "HEAD"].includes(request.method) ? find(request.url) : null;
   if (!file) {
     response.writeHead(404, { ...HEADERS, "Content-Type": "text/plain" }).end("not found\n");
     return;
