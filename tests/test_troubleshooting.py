@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shutil
 from functools import cache
@@ -84,15 +85,16 @@ def said_to_users() -> dict[str, str]:
     for file in sorted((ROOT / "halfconv").rglob("*.py")):
         module = file.relative_to(ROOT / "halfconv").as_posix()
         tree = ast.parse(file.read_text("utf-8"))
-        for scope in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))):
-            for node in ast.walk(scope):
-                for expression in said(node):
-                    texts = (plain(text) for text in texts_of(expression, scope))
-                    found |= {text: module for text in texts if sum(map(str.isalpha, text)) >= LETTERS}
+        functions = [(node, node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        for whole, scope in ((tree, ast.Module([], [])), *functions):  # names of one function are not those of another
+            for expression in itertools.chain.from_iterable(map(said, ast.walk(whole))):
+                texts = (plain(text) for text in texts_of(expression, scope))
+                found |= {text: module for text in texts if sum(map(str.isalpha, text)) >= LETTERS}
     return found
 
 
 def said(node: ast.AST) -> list[ast.expr]:
+    """The expressions of a node that users are told."""
     if not isinstance(node, ast.Call):
         return []
     if isinstance(node.func, ast.Attribute) and node.func.attr == "append" and ast.unparse(node.func.value).endswith(LISTS):
