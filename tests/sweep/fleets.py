@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,9 +120,12 @@ def environment() -> dict[str, str]:
 
 
 def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-    """Start ``halfconv sweep`` in a process of its own."""
+    """Start ``halfconv sweep`` in a process of its own, which Ctrl-C ends even where the tests run in a shell's background."""
     command = [sys.executable, "-m", "halfconv", "sweep", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def workers(driver: int) -> list[psutil.Process]:
