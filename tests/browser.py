@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.npm import npm_package
 
 __all__ = ["AXE_PACKAGE", "Opened", "axe_script", "chromium", "opened"]
 
@@ -69,15 +68,5 @@ def opened(browser: Any, path: Path, fragment: str = "", width: int = 1280, sche
 
 
 def axe_script() -> str:
-    """Return axe-core's script, fetched once; tests that need it are skipped where npm cannot fetch it."""
-    cache = Path.home() / ".cache" / "halfconv-bench" / "node" / hashlib.sha256(AXE_PACKAGE.encode()).hexdigest()[:12]
-    script = cache / "node_modules" / "axe-core" / "axe.min.js"
-    if not script.is_file():
-        if shutil.which("npm") is None:
-            pytest.skip("npm is not installed")
-        cache.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(cache), AXE_PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-        if done.returncode:
-            pytest.skip(f"npm cannot install it here: {done.stderr[-300:]}")
-    return script.read_text("utf-8")
+    """Return axe-core's script."""
+    return (npm_package(AXE_PACKAGE) / "axe-core" / "axe.min.js").read_text("utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import pytest
 
 import halfconv
 from tests.documents import block, environment
+from tests.npm import npm_package
 
 pytest.importorskip("magika")
 
@@ -116,19 +116,10 @@ def test_the_service(service: str, answers: np.ndarray) -> None:
 
 @pytest.mark.slow
 def test_node(folder: Path, answers: np.ndarray) -> None:
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("Node.js is not installed")
-    cache = Path.home() / ".cache" / "halfconv-bench" / "node" / hashlib.sha256(NODE_PACKAGE.encode()).hexdigest()[:12]
-    if not (cache / "node_modules" / "onnxruntime-node").is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(cache), NODE_PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-        if done.returncode:
-            pytest.skip(f"npm cannot install it here: {done.stderr[-300:]}")
     script = block("javascript", "onnxruntime-node")
     done = subprocess.run(
         ["node", "-e", script], cwd=folder, capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "NODE_PATH": str(cache / "node_modules")},
+        env={**os.environ, "NODE_PATH": str(npm_package(NODE_PACKAGE))},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = np.array(json.loads(done.stdout))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +19,7 @@ from halfconv.deploy.node import ONNXRUNTIME_NODE
 from halfconv.deploy.packaging import Deployment, deploy
 from halfconv.profile import file_sha256
 from tests import zoo
+from tests.npm import npm_package
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
@@ -77,20 +76,9 @@ def verify(kind: str, package: Path, folder: Path) -> subprocess.CompletedProces
     return run_bare(package, folder, "verify.py")
 
 
-@cache
 def node_modules() -> Path:
-    """Where npm installed onnxruntime-node, once; skips where it cannot."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("Node.js is not installed")
-    package = f"onnxruntime-node@{ONNXRUNTIME_NODE}"
-    cache_folder = Path.home() / ".cache" / "halfconv-bench" / "node" / hashlib.sha256(package.encode()).hexdigest()[:12]
-    if not (cache_folder / "node_modules" / "onnxruntime-node").is_dir():
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(cache_folder), package]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-        if done.returncode:
-            pytest.skip(f"npm cannot install it here: {done.stderr[-300:]}")
-    return cache_folder / "node_modules"
+    """Where npm installed onnxruntime-node."""
+    return npm_package(f"onnxruntime-node@{ONNXRUNTIME_NODE}")
 
 
 def sign_again(package: Path) -> None:
