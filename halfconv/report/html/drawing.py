@@ -90,21 +90,22 @@ def _drift(axes: Axes, chart: Drift, narrow: bool) -> dict[str, str]:
     axes.fill_between(range(len(heights)), [max(h, floor) for h in heights], floor, color=PAINTS["half"], alpha=0.14, linewidth=0)
     axes.plot(heights, color=PAINTS["half"])
     if chart.limit:
-        axes.axhline(chart.limit, color=PAINTS["bad"], linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.annotate(
-            f"tolerance {chart.limit:g}",
-            (1, chart.limit),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            color=PAINTS["bad"],
-            bbox=_BEHIND,
-        )
+        _bound(axes, chart.limit, "tolerance", "bad", bbox=_BEHIND)
     axes.set_ylabel("rel_l2")
     _powers(axes)
     _along(axes, len(heights), narrow)
     return _marks(axes, chart.marks, "half", top)
+
+
+def _bound(axes: Axes, limit: float, words: str, paint: str, **text: Any) -> None:
+    """Draw a dashed line that is said above its right end."""
+    colour = PAINTS[paint]
+    axes.axhline(limit, color=colour, linestyle=(0, (4, 3)), linewidth=1.2)
+    place = (1, limit)
+    axes.annotate(
+        f"{words} {limit:g}", place, xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points", ha="right",
+        color=colour, **text,
+    )  # fmt: skip
 
 
 def _marks(axes: Axes, marks: Sequence[Mark], paint: str, top: float) -> dict[str, str]:
@@ -248,16 +249,7 @@ def _lines(axes: Axes, chart: Lines, narrow: bool) -> dict[str, str]:
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter(lambda height, _: f"{height:,.6g}")
     if chart.limit is not None:
-        axes.axhline(chart.limit, color=PAINTS["good"], linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.annotate(
-            f"promised {chart.limit:g}",
-            (1, chart.limit),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            color=PAINTS["good"],
-        )
+        _bound(axes, chart.limit, "promised", "good")
     axes.set_xlabel(chart.xlabel)
     axes.set_ylabel(chart.ylabel)
     axes.grid(axis="y")
