@@ -14,15 +14,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import record, session
-from bench.machine import machine
-from bench.peers.environments import HALFCONV, versions
+from bench import record, session, train
 from bench.tools import TEMPORARY
 
 PRECISIONS = {"cuda": ("fp32", "fp16", "bf16"), "cpu": ("fp32", "bf16")}
@@ -61,11 +58,7 @@ def measured(precision: str, device: str, folds: int, epochs: int | None) -> dic
 
 def run(options: argparse.Namespace) -> None:
     """Measure all precisions, and write the result after each."""
-    content: dict[str, Any] = {
-        "schema_version": 1, "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"card": session.card() if options.device == "cuda" else "cpu", **machine()},
-        "versions": versions(HALFCONV, sys.executable), "command": "python bench/digits.py " + " ".join(sys.argv[1:]), "rows": [],
-    }  # fmt: skip
+    content = train.begin("digits.py", options.device)
     for precision in PRECISIONS[options.device]:
         found = measured(precision, options.device, options.folds, options.epochs)
         content["rows"].append({"case": "digits_cnn", "batch": None, "who": f"train-{precision}", **found})

@@ -95,13 +95,18 @@ def figures(history: Sequence[dict[str, float]], steps: int) -> dict[str, Any]:
     return {"step_ms": round(statistics.median(entry["seconds"] for entry in warm) * 1e3 / each, 3), "steps": steps}
 
 
+def begin(script: str, device: str) -> dict[str, Any]:
+    """Return a result without rows; `bench/digits.py` begins so, too."""
+    return {
+        "schema_version": 1, "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"card": session.card() if device == "cuda" else "cpu", **machine()},
+        "versions": versions(HALFCONV, sys.executable), "command": f"python bench/{script} " + " ".join(sys.argv[1:]), "rows": [],
+    }  # fmt: skip
+
+
 def run(options: argparse.Namespace) -> None:
     """Train all cases in all precisions, and write the result after each."""
-    content: dict[str, Any] = {
-        "schema_version": 1, "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"card": session.card() if options.device == "cuda" else "cpu", **machine()},
-        "versions": versions(HALFCONV, sys.executable), "command": "python bench/train.py " + " ".join(sys.argv[1:]), "rows": [],
-    }  # fmt: skip
+    content = begin("train.py", options.device)
     for case in options.cases or (*NAMES, *SYNTHETIC):
         for precision in options.precisions or PRECISIONS[options.device]:
             row: dict[str, Any] = {"case": case, "batch": None, "who": f"train-{precision}"}
