@@ -226,6 +226,14 @@ def make_cuda() -> str:
     return markdown(json.loads(file.read_text("utf-8")), file.relative_to(ROOT).as_posix())
 
 
+def make_training() -> str:
+    from bench import train_table
+
+    measured = [name for name in ("train_h200", "train_cpu") if (RESULTS.parent / f"{name}.json").is_file()]
+    tables = [train_table.digits(results("digits_h200")), *(train_table.training(results(name)) for name in measured)]
+    return "\n\n".join("\n".join(table) for table in tables)
+
+
 def cuda_results() -> list[Path]:
     """Results of `bench/cuda.py`."""
     return sorted(RESULTS.parent.glob("cuda_h[0-9]*.json"))
@@ -348,4 +356,5 @@ MAKERS: dict[str, Callable[[], str]] = {
     "versions": make_versions,
     "api": make_api,
     "cuda": make_cuda,
+    "training": make_training,
 }
