@@ -193,6 +193,16 @@ def test_error_is_one_line_and_leaves_nothing(case: str, cli: Any, folder: Path)
     assert sorted(folder.rglob("*")) == before
 
 
+def test_recipes_are_not_for_torchrun(cli: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The rate of learning would be far from 0 at the end, as each process makes half of the steps."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("train", "digits_mlp", "-o", "out", "--device", "cpu", "--epochs", 1)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("halfconv: torchrun started several processes, and a recipe is trained by one; try: without")
+    assert not (folder / "out").exists()
+
+
 def test_missing_package_is_named(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     def without(fold: int) -> Any:
         import nothing_of_that_name  # noqa: F401
