@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from bench import tools, train
+from halfconv.recipes.catalog import NAMES, load_recipe
 
 ROOT = Path(train.__file__).parents[1]
 
@@ -96,3 +98,22 @@ def test_recipes_and_random_numbers_are_trained_in_each_precision(tmp_path: Path
     for row in rows:
         assert "error" not in row and row["step_ms"] > 0 and row["peak_mb"] > 50 and row["skipped"] == 0
         assert (row["metric"] is None) == ("@" in row["case"])
+
+
+def test_on_a_gpu_every_recipe_reaches_what_it_promises_in_every_precision() -> None:
+    pytest.importorskip("torch")
+    rows = json.loads((ROOT / "bench" / "results" / "train_h200.json").read_text("utf-8"))["rows"]
+    assert [(row["case"], row["who"]) for row in rows] == [
+        (case, f"train-{kind}") for case in (*NAMES, *train.SYNTHETIC) for kind in train.PRECISIONS["cuda"]
+    ]
+    for row in rows:
+        if row["case"] in NAMES:
+            assert row["metric"] >= load_recipe(row["case"]).threshold, (row["case"], row["who"])
+
+
+def test_half_precision_pays_where_models_are_large() -> None:
+    rows = json.loads((ROOT / "bench" / "results" / "train_h200.json").read_text("utf-8"))["rows"]
+    found = {(row["case"], row["who"].removeprefix("train-")): row for row in rows}
+    for case, kind in itertools.product(train.SYNTHETIC, ("fp16", "bf16")):
+        assert found[case, kind]["step_ms"] < found[case, "tf32"]["step_ms"] < found[case, "fp32"]["step_ms"]
+        assert found[case, kind]["peak_mb"] < found[case, "fp32"]["peak_mb"]
