@@ -213,6 +213,8 @@ def _check_interface(path: Path, promised: Promise) -> None:
 
 
 def _is_foreign(node: ir.Node, model: ir.Model) -> bool:
+    if any(function.domain == node.domain and function.name == node.op_type for function in model.functions.values()):
+        return False
     return signature(node.domain, node.op_type, model.opset_imports.get(node.domain)) is None
 
 
