@@ -27,9 +27,7 @@ ELEMENTWISE = frozenset({
     "Max", "Min", "Mish", "Mul", "Neg", "Pow", "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Swish",
     "Tanh",
 })  # fmt: skip
-#: What a Transpose costs, and what a convolution of ours saves: two in a row are worth a Transpose before and one behind them.
-COPY, GAIN = 1.0, 1.5
-#: What a node costs channels last that gains nothing by it, so that it is only where it saves a copy.
+#: What an operator costs channels last that gains nothing by it, so that it is only where it saves a copy.
 TOUCH = 1e-3
 
 
@@ -71,7 +69,7 @@ def choose(graph: ir.Graph) -> Layout:
     as_last, as_first = [TOUCH] * outside + [math.inf], [0.0] * outside + [0.0]
     for node, group in groups.items():
         if node in ours:
-            as_last[group], as_first[group] = 0.0, GAIN
+            as_last[group], as_first[group] = 0.0, _saved(node)
         elif is_transpose(node, TO_FIRST) or is_transpose(node, TO_LAST):
             as_last[group], as_first[group] = 0.0, _copy(node.outputs[0])
     last = minimum_cut(as_last, as_first, _crossings(groups, outside)) if ours else [False] * (outside + 1)
@@ -104,8 +102,20 @@ def _is_anywhere(constant: ir.Value) -> bool:
     return scalar(constant) is not None or half_weight(constant) is not None
 
 
+def _elements(value: ir.Value | None) -> float:
+    """Return the number of elements of one image; sizes that are not known count as 1."""
+    shape = value.shape if value is not None and value.shape is not None else ()
+    return float(math.prod(size for size in shape[1:] if isinstance(size, int)))
+
+
 def _copy(value: ir.Value) -> float:
-    return 0.0 if is_pixel(value) else COPY
+    """Return what a Transpose costs: it reads all elements, and writes them."""
+    return 0.0 if is_pixel(value) else 2 * _elements(value)
+
+
+def _saved(conv: ir.Node) -> float:
+    """Return what a convolution of ours saves, about: a pass over memory for what follows it, and a copy of its input for cuDNN."""
+    return _elements(conv.inputs[0]) + _elements(conv.outputs[0])
 
 
 def _crossings(groups: Mapping[ir.Node, int], outside: int) -> list[CastCost]:

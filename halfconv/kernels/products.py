@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from halfconv.graph.fuse import is_op, only_reader
 from halfconv.graph.rules import MS, Outcome, Rewriter
+from halfconv.graph.typegroups import is_weight
 from halfconv.kernels.operators import DOMAIN
 from halfconv.kernels.parts import ALIGNED, bias_of, half_weight, is_half, is_own, last_bias, same_shape, zeros
 
@@ -68,7 +69,7 @@ def residual(add: ir.Node, rewriter: Rewriter) -> Outcome:
     for name in WITH_RESIDUAL:
         for value, other in sides:
             made = value.producer() if value is not None else None
-            if value is None or other is None or made is None or not is_own(made, name):
+            if value is None or other is None or is_weight(other) or made is None or not is_own(made, name):
                 continue
             if not same_shape(value, other, rewriter):
                 why = "the two sides of the sum may differ in shape"
