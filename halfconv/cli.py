@@ -19,6 +19,7 @@ from halfconv.errors import CheckFailed, HalfconvError
 from halfconv.export_command import export
 from halfconv.formats_command import formats
 from halfconv.html_option import COMMAND, check_html, html_option
+from halfconv.kernels_command import kernels
 from halfconv.plan_commands import diff, explain, plan_option
 from halfconv.sweep_command import sweep
 from halfconv.terminal import Size, is_verbose
@@ -426,6 +427,7 @@ cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(formats)
+cli.add_command(kernels)
 cli.add_command(sweep)
 cli.add_command(train)
 

@@ -187,13 +187,11 @@ def convert(
 
         asked = samples is not None or any(measured.values())
         with clock.stage("tune"):
-            chosen, tuned, notes = tune(
-                plans,
-                Tuning(
-                    samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit, seed, asked, place_kernels if kernels else None
-                ),
-                on_progress,
+            tuning = Tuning(
+                samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit, seed, asked,
+                finish=place_kernels if kernels else None,
             )  # fmt: skip
+            chosen, tuned, notes = tune(plans, tuning, on_progress)
     if tuned is not None and tuned.assignment is not plans[chosen].assignment:
         plans[chosen].assignment = tuned.assignment
         plans[chosen].plan = replanned(plans[chosen], tuned.assignment)

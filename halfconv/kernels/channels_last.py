@@ -148,7 +148,7 @@ class _Rewriting:
                 use.node.replace_input_with(use.idx, self.last[image])
 
     def _moved(self, value: ir.Value, perm: tuple[int, ...], like: ir.Value, name: str | None) -> tuple[ir.Value, ir.Node]:
-        """Return an image in the other layout, and the node that makes it, in no graph yet; one pixel is only given another shape."""
+        """Return an image in the other layout, and the node that makes it, in no graph yet; one pixel only gets another shape."""
         result = self._value(like, perm if perm == TO_LAST else (0, 1, 2, 3), name)
         title = self.rewriter.fresh(f"{like.name}_to_{'last' if perm == TO_LAST else 'first'}")
         if not is_pixel(like):

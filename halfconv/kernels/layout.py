@@ -23,9 +23,9 @@ __all__ = ["ELEMENTWISE", "Layout", "choose", "is_pixel", "is_transpose"]
 
 #: Operators that work element by element on images of one shape, or that are broadcast: they compute the same in any layout.
 ELEMENTWISE = frozenset({
-    "Abs", "Add", "Clip", "Div", "Elu", "Erf", "Exp", "FastGelu", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log",
-    "Max", "Min", "Mish", "Mul", "Neg", "Pow", "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Swish",
-    "Tanh",
+    "Abs", "Add", "Clip", "Div", "Elu", "Erf", "Exp", "FastGelu", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
+    "Log", "Max", "Min", "Mish", "Mul", "Neg", "Pow", "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt",
+    "Sub", "Swish", "Tanh",
 })  # fmt: skip
 #: What an operator costs channels last that gains nothing by it, so that it is only where it saves a copy.
 TOUCH = 1e-3

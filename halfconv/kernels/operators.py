@@ -64,7 +64,7 @@ _QKV = "\n".join(
     for place, part in enumerate("QKV")
 )
 
-#: All tensors are FP16 in a converted model; the bodies hold in FP32, too. ``X`` of a convolution is [image, height, width, channel].
+#: All tensors are FP16 in a converted model; the bodies hold in FP32, too. X of a convolution is [image, height, width, channel].
 OPERATORS: Mapping[str, Operator] = {
     # W [in, out]
     "Linear": Operator(_XWB, f"{_PRODUCT} Y = Add (product, B)"),

@@ -127,7 +127,7 @@ def _linear(name: str, product: ir.Node, bias: ir.Value, last: ir.Node, rewriter
 def _followed(
     made: ir.Node, name: str, last: ir.Node, more: list[ir.Value | None], attributes: dict[str, float], rewriter: Rewriter
 ) -> Outcome:  # fmt: skip
-    """Put an operator of ours in the place of the last of two, with more inputs and attributes, if only that one reads the first."""
+    """Put an operator of ours, with more inputs and attributes, in the place of the last of two, if only that reads the first."""
     if last.graph is not made.graph:
         return None
     if only_reader(made.outputs[0]) is None:
