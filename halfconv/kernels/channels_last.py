@@ -159,8 +159,7 @@ class _Rewriting:
         return result, ir.node("Reshape", [value, self.rewriter.constant(shape, "pixel")], outputs=[result], name=title)
 
     def _value(self, like: ir.Value, axes: Sequence[int], name: str | None) -> ir.Value:
-        assert like.shape is not None
-        shape = ir.Shape([like.shape[axis] for axis in axes])
+        shape = ir.Shape([like.shape[axis] for axis in axes]) if like.shape is not None else None
         value = ir.Value(name=self.rewriter.fresh(name) if name else None, type=ir.TensorType(HALF), shape=shape)
         sizes = self.rewriter.sizes.of(like)
         if sizes is not None:

@@ -27,8 +27,10 @@ ELEMENTWISE = frozenset({
     "Log", "Max", "Min", "Mish", "Mul", "Neg", "Pow", "QuickGelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt",
     "Sub", "Swish", "Tanh",
 })  # fmt: skip
-#: What an operator costs channels last that gains nothing by it, so that it is only where it saves a copy.
-TOUCH = 1e-3
+#: What an operator saves channels last that gains nothing by it: where copies cost the same, a convolution may take it up.
+BESIDE = 1e-3
+#: What it costs to change the layout of images of one pixel: a node that copies nothing.
+PIXEL = 4 * BESIDE
 
 
 @dataclass(slots=True)
@@ -66,12 +68,12 @@ def choose(graph: ir.Graph) -> Layout:
     free = [node for node in graph if node in ours or _is_free(node)]
     groups = {node: number for number, node in enumerate(free)}
     outside = len(free)
-    as_last, as_first = [TOUCH] * outside + [math.inf], [0.0] * outside + [0.0]
+    as_last, as_first = [0.0] * outside + [math.inf], [BESIDE] * outside + [0.0]
     for node, group in groups.items():
         if node in ours:
-            as_last[group], as_first[group] = 0.0, _saved(node)
+            as_first[group] = _saved(node)
         elif is_transpose(node, TO_FIRST) or is_transpose(node, TO_LAST):
-            as_last[group], as_first[group] = 0.0, _copy(node.outputs[0])
+            as_first[group] = _copy(node.outputs[0])
     last = minimum_cut(as_last, as_first, _crossings(groups, outside)) if ours else [False] * (outside + 1)
     chosen = {node for node, group in groups.items() if last[group]}
     refused += [(node, "the copies around it would cost more than it saves") for node in ours if node not in chosen]
@@ -110,7 +112,7 @@ def _elements(value: ir.Value | None) -> float:
 
 def _copy(value: ir.Value) -> float:
     """Return what a Transpose costs: it reads all elements, and writes them."""
-    return 0.0 if is_pixel(value) else 2 * _elements(value)
+    return PIXEL if is_pixel(value) else 2 * _elements(value)
 
 
 def _saved(conv: ir.Node) -> float:
