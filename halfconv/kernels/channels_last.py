@@ -12,14 +12,11 @@ from halfconv.graph.fuse import FusionPass, scalar
 from halfconv.graph.rules import Rewriter
 from halfconv.graph.sizes import Learned
 from halfconv.graph.sweep import sweep
-from halfconv.kernels.layout import Layout, choose, is_pixel, is_transpose
+from halfconv.kernels.layout import Layout, choose, is_pixel, is_transpose, reads_in_order
 from halfconv.kernels.operators import DOMAIN, TO_FIRST, TO_LAST
 from halfconv.kernels.parts import HALF, half_weight, reshaped
 
 __all__ = ["ChannelsLastPass"]
-
-#: Operators that read the elements of images of one pixel in the order in which they lie.
-IN_ORDER = frozenset({"Flatten", "Reshape"})
 
 
 class ChannelsLastPass(FusionPass):
@@ -144,7 +141,7 @@ class _Rewriting:
     def _pass_on(self, image: ir.Value) -> None:
         """Let those that read an image of one pixel element by element read it with channels last."""
         for use in list(image.uses()):
-            if use.node not in self.layout.last and is_pixel(image) and _in_order(use.node, use.idx):
+            if use.node not in self.layout.last and is_pixel(image) and reads_in_order(use.node, use.idx):
                 use.node.replace_input_with(use.idx, self.last[image])
 
     def _moved(self, value: ir.Value, perm: tuple[int, ...], like: ir.Value, name: str | None) -> tuple[ir.Value, ir.Node]:
@@ -165,16 +162,6 @@ class _Rewriting:
         if sizes is not None:
             self.rewriter.sizes.learn(value, [sizes[axis] for axis in axes])
         return value
-
-
-def _in_order(node: ir.Node, place: int) -> bool:
-    """Tell whether a node gives the same for images of one pixel in either layout."""
-    if node.domain or node.op_type not in IN_ORDER or place != 0:
-        return False
-    if node.op_type == "Flatten":
-        return node.attributes.get_int("axis", 1) == 1
-    shape = node.inputs[1].const_value if node.inputs[1] is not None else None
-    return shape is not None and shape.size <= 8 and not (shape.numpy().reshape(-1)[1:] == 0).any()
 
 
 def _transposes(model: ir.Model) -> int:

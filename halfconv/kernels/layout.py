@@ -19,7 +19,7 @@ from halfconv.kernels.operators import TO_FIRST, TO_LAST
 from halfconv.kernels.parts import half_weight, is_half
 from halfconv.precision.mincut import CastCost, minimum_cut
 
-__all__ = ["ELEMENTWISE", "Layout", "choose", "is_pixel", "is_transpose"]
+__all__ = ["ELEMENTWISE", "Layout", "choose", "is_pixel", "is_transpose", "reads_in_order"]
 
 #: Operators that work element by element on images of one shape, or that are broadcast: they compute the same in any layout.
 ELEMENTWISE = frozenset({
@@ -60,6 +60,16 @@ def is_pixel(value: ir.Value) -> bool:
     return value.shape is not None and value.shape.rank() == 4 and value.shape[2] == 1 and value.shape[3] == 1
 
 
+def reads_in_order(node: ir.Node, place: int) -> bool:
+    """Tell whether a node reads the elements of images of one pixel in the order in which they lie, in either layout."""
+    if node.domain or node.op_type not in ("Flatten", "Reshape") or place != 0:
+        return False
+    if node.op_type == "Flatten":
+        return node.attributes.get_int("axis", 1) == 1
+    shape = node.inputs[1].const_value if node.inputs[1] is not None else None
+    return shape is not None and shape.size <= 8 and 0 not in shape.numpy().reshape(-1)[1:]
+
+
 def choose(graph: ir.Graph) -> Layout:
     """Choose for the nodes of a graph."""
     found = {node: known for node in graph if (known := convolution(node)) is not None}
@@ -73,7 +83,9 @@ def choose(graph: ir.Graph) -> Layout:
         if node in ours:
             as_first[group] = _saved(node)
         elif is_transpose(node, TO_FIRST) or is_transpose(node, TO_LAST):
-            as_first[group] = _copy(node.outputs[0])
+            as_last[group], as_first[group] = BESIDE, _copy(node.outputs[0])
+        elif node.op_type == "GlobalAveragePool":  # for which the library may have no kernel
+            as_last[group], as_first[group] = BESIDE, 0.0
     last = minimum_cut(as_last, as_first, _crossings(groups, outside)) if ours else [False] * (outside + 1)
     chosen = {node for node, group in groups.items() if last[group]}
     refused += [(node, "the copies around it would cost more than it saves") for node in ours if node not in chosen]
@@ -139,7 +151,8 @@ def _crossings(groups: Mapping[ir.Node, int], outside: int) -> list[CastCost]:
         if producer is not None and is_transpose(producer, TO_LAST):
             made = outside
         # A Transpose to channels first reads the value as it is.
-        if value.is_graph_output() or any(use.node not in groups or is_transpose(use.node, TO_FIRST) for use in value.uses()):
+        others = [use for use in value.uses() if use.node not in groups or is_transpose(use.node, TO_FIRST)]
+        if value.is_graph_output() or not all(is_pixel(value) and reads_in_order(use.node, use.idx) for use in others):
             reading.add(outside)
         if reading - {made}:
             costs.append(CastCost(made, tuple(sorted(reading)), _copy(value), _copy(value)))
