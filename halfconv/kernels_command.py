@@ -22,14 +22,15 @@ def kernels() -> None:
 
 @kernels.command()
 @click.option("--nvcc", type=click.Path(path_type=Path), metavar="PATH", help="CUDA's compiler.  [default: the one that is found]")
+@click.option("--include", type=click.Path(path_type=Path), multiple=True, metavar="FOLDER", help="Look for headers here first.")
 @json_option
-def build(nvcc: Path | None, as_json: bool) -> None:
+def build(nvcc: Path | None, include: tuple[Path, ...], as_json: bool) -> None:
     """Compile the kernels for this machine, and keep the library where sessions on CUDA find it."""
     from halfconv.kernels.build import build as run
     from halfconv.kernels.information import kernels_report
 
     with progress(as_json, "compiling the kernels"):
-        made = run(nvcc)
+        made = run(nvcc, include)
     report = kernels_report()
     if report.library != made and not as_json:
         click.echo(f"note: {made} is built, but sessions use what the environment names", err=True)

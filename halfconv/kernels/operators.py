@@ -26,15 +26,13 @@ class Operator:
 
     Attributes:
         inputs: Names of its inputs; all are always given.
-        body: What computes its outputs from them, in ONNX's text form, where ``@`` refers to an attribute of the operator.
+        body: What computes its output Y from them, in ONNX's text form, where ``@`` refers to an attribute of the operator.
         attributes: Names of its attributes; all are always given.
-        outputs: Names of its outputs.
     """
 
     inputs: tuple[str, ...]
     body: str
     attributes: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ("Y",)
 
 
 _FIRST, _LAST = (f"Transpose <perm = [{', '.join(map(str, axes))}]>" for axes in (TO_FIRST, TO_LAST))
@@ -53,16 +51,14 @@ _DEPTHWISE = f"""
     {{}} = {_LAST} (first)
 """
 _XWB, _XWBR = ("X", "W", "B"), ("X", "W", "B", "R")
-_QKV = "\n".join(
+_PARTS = "form = Constant <value = int64[4] {0, 0, 3, -1}> () parts = Reshape (X, form)" + "".join(
     f"""
-    i{part} = Constant <value = int64 {{{place}}}> ()
-    W{part} = Gather <axis = 0> (W, i{part})
-    B{part} = Gather <axis = 0> (B, i{part})
-    product{part} = MatMul (X, W{part})
-    {part} = Add (product{part}, B{part})
+    at{part} = Constant <value = int64 {{{place}}}> ()
+    {part} = Gather <axis = 2> (parts, at{part})
     """
     for place, part in enumerate("QKV")
 )
+_ATTEND = "com.microsoft.MultiHeadAttention <num_heads: int = @num_heads, scale: float = @scale>"
 
 #: All tensors are FP16 in a converted model; the bodies hold in FP32, too. X of a convolution is [image, height, width, channel].
 OPERATORS: Mapping[str, Operator] = {
@@ -72,8 +68,9 @@ OPERATORS: Mapping[str, Operator] = {
     "LinearGelu": Operator(_XWB, f"{_PRODUCT} Y = com.microsoft.BiasGelu (product, B)"),
     "LinearAdd": Operator(_XWBR, f"{_PRODUCT} biased = Add (product, B) Y = Add (biased, R)"),
     "LinearAddRelu": Operator(_XWBR, f"{_PRODUCT} biased = Add (product, B) sum = Add (biased, R) Y = Relu (sum)"),
-    # W [3, in, out], B [3, out]
-    "QkvLinear": Operator(_XWB, _QKV, outputs=("Q", "K", "V")),
+    # X [batch, length, 3 * width]: queries, keys and values side by side; bias is added to their products
+    "PackedAttention": Operator(("X",), f"{_PARTS} Y = {_ATTEND} (Q, K, V)", ("num_heads", "scale")),
+    "PackedAttentionBias": Operator(("X", "bias"), f"{_PARTS} Y = {_ATTEND} (Q, K, V, , , bias)", ("num_heads", "scale")),
     # W [out, height, width, in]; one group
     "Conv": Operator(_XWB, _CONV.format("Y"), _CONV_ATTRIBUTES),
     "ConvRelu": Operator(_XWB, f"{_CONV.format('conv')} Y = Relu (conv)", _CONV_ATTRIBUTES),
@@ -105,7 +102,7 @@ def define(name: str, opset: int) -> ir.Function:
     imports = f'"" : {opset}' + (', "com.microsoft" : 1' if "com.microsoft" in row.body else "")
     text = (
         f'<domain: "{DOMAIN}", opset_import: [{imports}]>\n'
-        f"{name} {attributes} ({', '.join(row.inputs)}) => ({', '.join(row.outputs)}) {{ {row.body} }}"
+        f"{name} {attributes} ({', '.join(row.inputs)}) => (Y) {{ {row.body} }}"
     )
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 

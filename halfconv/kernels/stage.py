@@ -14,7 +14,7 @@ from halfconv.graph.names import Names
 from halfconv.graph.rules import Rule, RulePass
 from halfconv.graph.sizes import Learned
 from halfconv.graph.sweep import sweep
-from halfconv.kernels.attention import projections
+from halfconv.kernels.attention import attention
 from halfconv.kernels.channels_last import ChannelsLastPass
 from halfconv.kernels.operators import DOMAIN, OPERATORS, VERSION, define, used
 from halfconv.kernels.products import activated, biased_product, gelu_product, normed, residual
@@ -73,7 +73,7 @@ RULES: tuple[Row, ...] = (
     Row("LinearGelu", "bias and GELU cost no pass over memory", _by(gelu_product, "BiasGelu")),
     Row("Linear", "the bias costs no pass over memory", _by(biased_product, "Add")),
     Row("LinearGelu", "the GELU costs no pass over memory", _by(gelu_product, "Gelu")),
-    Row("QkvLinear", "what attention reads is written by the product, bias and all", _by(projections, "Attention")),
+    Row("PackedAttention", "attention reads queries, keys and values where their product wrote them", _by(attention, "Attention")),
     Row("Conv", "images lie channels last, as tensor cores want them", ChannelsLastPass),
     Row("residual", "the sum costs no pass over memory", _by(residual, "Add")),
     Row("activation", "the activation costs no pass over memory", _by(activated, "Relu")),

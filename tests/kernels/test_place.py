@@ -100,7 +100,6 @@ def test_a_product_inside_a_branch_is_put_in_there() -> None:
 PACKED = {"w": half(16, 48, scale=0.3), "b": half(48)}
 ATTENTION = "(float16[n,s,16] x%s) => (float16[n,s,16] y) { y = " + MS + ".Attention<num_heads = 2%s>(%s) }"
 TOKENS = {"x": half(2, 6, 16)}
-PADDING = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], np.int32)
 SCORES = half(2, 1, 6, 6, scale=3)
 
 
@@ -109,32 +108,31 @@ SCORES = half(2, 1, 6, 6, scale=3)
     [
         ("", "", "x, w, b", {}),
         ("", ", scale = 0.1", "x, w, b", {}),
-        ("", ", unidirectional = 1", "x, w, b", {}),
         ("", ", qkv_hidden_sizes = [16, 16, 16]", "x, w, b", {}),
         ("", "", "x, w", {}),
-        (", int32[n,s] m", "", "x, w, b, m", {"m": PADDING}),
         (", float16[n,1,s,s] a", "", "x, w, b, , , a", {"a": SCORES}),
         (", float16[n,2,s,s] a", "", "x, w, b, , , a", {"a": half(2, 2, 6, 6)}),
-        (", int32[n,s] m, float16[n,1,s,s] a", "", "x, w, b, m, , a", {"m": PADDING, "a": SCORES}),
     ],
-    ids=["plain", "scale", "causal", "sizes", "no bias", "padding", "bias", "bias of heads", "both"],
+    ids=["plain", "scale", "sizes", "no bias", "bias", "bias of heads"],
 )
-def test_attention_becomes_one_product_of_ours_and_multi_head_attention(
+def test_attention_becomes_one_product_and_what_reads_it_in_place(
     inputs: str, attributes: str, given: str, feeds: Arrays
 ) -> None:
     weights = {name: array for name, array in PACKED.items() if f"{name}," in given + ","}
     made, done = placed(ATTENTION % (inputs, attributes, given), TOKENS | dict(feeds), weights)
-    assert kinds(made) == own(QkvLinear=1) | {"MultiHeadAttention": 1}
-    assert done.operators == {"QkvLinear": 1} and not done.refused
+    name = "PackedAttentionBias" if feeds else "PackedAttention"
+    assert kinds(made) == own(**{"Linear": 1, name: 1})
+    assert done.operators == {"Linear": 1, name: 1} and not done.refused
 
 
 @pytest.mark.parametrize(
     "inputs,attributes,given,reason",
     [
-        (", int32[n] m", "", "x, w, b, m", "its mask is not one of [batch, length]"),
+        (", int32[n,s] m", "", "x, w, b, m", "it has a mask of places; try: a mask that is added"),
+        ("", ", unidirectional = 1", "x, w, b", "it looks back only"),
         (", float16[2,n,2,t,8] a", "", "x, w, b, , a", "it has a cache of keys and values"),
         ("", ", qkv_hidden_sizes = [8, 8, 32]", "x, w, b", "queries, keys and values differ in size"),
-        ("", ", do_rotary = 1", "x, w, b", "it has do_rotary, which MultiHeadAttention has not"),
+        ("", ", do_rotary = 1", "x, w, b", "it has do_rotary, which PackedAttention has not"),
         (", float16[16,48] v", "", "x, v, b", "its weight is not an FP16 matrix of the model"),
     ],
 )
