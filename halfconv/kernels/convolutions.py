@@ -13,6 +13,9 @@ from halfconv.kernels.parts import ALIGNED, half_weight, is_half, reshaped, zero
 
 __all__ = ["Convolution", "convolution"]
 
+#: Heights and widths of the kernels of one channel.
+FILTERS = (3, 5, 7)
+
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
@@ -78,6 +81,8 @@ def _depthwise(
 ) -> Convolution | str:  # fmt: skip
     if strides != [1, 1] or dilations != [1, 1]:
         return f"its kernels of one channel have strides {strides} and dilations {dilations}"
+    if dims[2] != dims[3] or dims[2] not in FILTERS:
+        return f"its kernels of one channel are {dims[2]} x {dims[3]}, not square and {', '.join(map(str, FILTERS))} wide"
     if any(pads[axis] + pads[axis + 2] != dims[axis + 2] - 1 for axis in (0, 1)):
         return "its kernels of one channel change the size of the image"
     if dims[0] % ALIGNED:

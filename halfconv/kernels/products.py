@@ -20,6 +20,8 @@ WITH_RESIDUAL = {"Linear": "LinearAdd", "Conv": "ConvAdd"}
 WITH_RELU = {
     "Linear": "LinearRelu", "LinearAdd": "LinearAddRelu", "Conv": "ConvRelu", "ConvAdd": "ConvAddRelu",
 }  # fmt: skip
+#: The norm behind a depthwise convolution is over so many channels at most.
+WIDEST_NORM = 1024
 #: Said where an operator could be taken up, were its result not needed itself.
 READ_BY_OTHERS = "its result is read by others, too"
 
@@ -102,6 +104,8 @@ def normed(norm: ir.Node, rewriter: Rewriter) -> Outcome:
     if given is None or len(given) != 1 or (beta is not None and half_weight(beta) != given):
         return "its scale and shift are not FP16 vectors of the model"
     inputs = [norm.inputs[1], beta if beta is not None else zeros(given[0], rewriter)]
+    if given[0] > WIDEST_NORM:
+        return f"it is over {given[0]} channels, more than {WIDEST_NORM}"
     return _followed(
         made, "DepthwiseConvNorm", norm, inputs, {"epsilon": norm.attributes.get_float("epsilon", 1e-5)}, rewriter
     )  # fmt: skip

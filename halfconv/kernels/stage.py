@@ -34,11 +34,14 @@ class Placed:
         operators: Operator of ours -> how many are in the model.
         copies: Transposes that it added; those that it removed are taken off.
         refused: Where a rule began to match, and why it did not.
+        results: Names of what the operators make. A file has to say their types: ONNX does not infer them where a definition holds
+            operators of ONNX Runtime's own.
     """
 
     operators: Mapping[str, int]
     copies: int
     refused: tuple[Refusal, ...]
+    results: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON data."""
@@ -110,4 +113,5 @@ def place(model: ir.Model) -> Placed:
     names = Names.of(model)
     told = tuple(Refusal(name, names.node[node], why) for name, node, why in refused if node in names.node)
     assert found.keys() <= OPERATORS.keys()
-    return Placed(found, copies, told)
+    made = (output for node in model.graph.all_nodes() if node.domain == DOMAIN for output in node.outputs)
+    return Placed(found, copies, told, frozenset(output.name or "" for output in made))

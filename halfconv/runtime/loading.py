@@ -154,7 +154,8 @@ def _load(source: str | bytes, wishes: Wishes, choice: str) -> Loaded:
     if choice == "tensorrt":
         wishes = _with_engine(source, wishes, onnxruntime.__version__, notes)
     if choice == "cuda":
-        problem = register(onnxruntime.SessionOptions())  # which tells whether it can be
+        with GATE.load():
+            problem = register(onnxruntime.SessionOptions())  # which tells whether it can be
         notes += [problem] if problem else []
         wishes = replace(wishes, kernels=not problem)
     folder = _folder(notes)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -155,7 +156,7 @@ def built(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
 def test_build_compiles_and_says_where(capfd: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path | None] = []
 
-    def build(nvcc: Path | None = None) -> Path:
+    def build(nvcc: Path | None = None, include: Sequence[Path] = ()) -> Path:
         asked.append(nvcc)
         cached().parent.mkdir(parents=True, exist_ok=True)
         cached().write_bytes(b"")
@@ -169,7 +170,7 @@ def test_build_compiles_and_says_where(capfd: pytest.CaptureFixture[str], home: 
 
 
 def test_build_that_lacks_something_is_one_line(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(nvcc: Path | None = None) -> Path:
+    def build(nvcc: Path | None = None, include: Sequence[Path] = ()) -> Path:
         raise EnvironmentProblem("no nvcc is found", "--nvcc PATH")
 
     built(monkeypatch, build)

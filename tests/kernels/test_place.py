@@ -271,9 +271,11 @@ def test_results_and_other_readers_get_what_they_had() -> None:
         ("y = Conv<group = 8, strides = [2,2]>(x, v)", {"v": half(8, 1, 1, 1)},
          "its kernels of one channel have strides [2, 2] and dilations [1, 1]"),
         ("y = Conv<group = 8>(x, v)", {"v": half(8, 1, 3, 3)}, "its kernels of one channel change the size of the image"),
+        ("y = Conv<group = 8, pads = [1,0,1,0]>(x, v)", {"v": half(8, 1, 3, 1)},
+         "its kernels of one channel are 3 x 1, not square and 3, 5, 7 wide"),
         ("y = Conv(x, v)", {"v": half(8, 8, 1, 1)}, "the copies around it would cost more than it saves"),
     ],
-    ids=["groups", "channels", "strides", "size", "alone"],
+    ids=["groups", "channels", "strides", "size", "oblong", "alone"],
 )  # fmt: skip
 def test_why_a_convolution_is_left(body: str, weights: Arrays, reason: str) -> None:
     made, done = placed(images(body, out="n,c,h,w"), IMAGE, weights)
@@ -317,3 +319,14 @@ def test_the_definitions_need_no_types() -> None:
     made = build(rows("y = Add(p, b)"), MATRIX)
     place(made)
     onnx.checker.check_model(widened(made), full_check=True)
+
+
+@pytest.mark.parametrize(("channels", "count"), [(1024, 1), (1032, 0)])
+def test_a_norm_of_more_channels_than_the_kernel_takes_is_left(channels: int, count: int) -> None:
+    graph = (
+        f"(float16[n,{channels},4,3] x) => (float16[n,{channels},4,3] y) {{ d = Conv<group = {channels}, pads = [1,1,1,1]>(x, w)\n"
+        "t = Transpose<perm = [0,2,3,1]>(d)\n l = LayerNormalization(t, g)\n y = Transpose<perm = [0,3,1,2]>(l) }"
+    )
+    made, done = placed(graph, {"x": half(1, channels, 4, 3)}, {"w": half(channels, 1, 3, 3), "g": half(channels)})
+    assert done.operators == {"DepthwiseConvNorm" if count else "DepthwiseConv": 1}
+    assert kinds(made)["LayerNormalization"] == 1 - count
