@@ -230,7 +230,8 @@ def convert(
         clock.stage("write"),
         written_model(
             ir_model, target_path, types=types, annotated=source.annotated | (placed.results if placed else set()),
-            shard_size=shard_size, data_format=data_format, clock=clock, external=_is_external(external_data, shard_size, data_format, source),
+            shard_size=shard_size, data_format=data_format, clock=clock,
+            external=_is_external(external_data, shard_size, data_format, source),
             unchanged=lambda: check_unchanged(source),
         ) as written,
     ):  # fmt: skip
