@@ -80,7 +80,7 @@ RULES: tuple[Row, ...] = (
     Row("Conv", "images lie channels last, as tensor cores want them", ChannelsLastPass),
     Row("residual", "the sum costs no pass over memory", _by(residual, "Add")),
     Row("activation", "the activation costs no pass over memory", _by(activated, "Relu")),
-    Row("DepthwiseConvNorm", "convolution and norm are one operator, without copies between them", _by(normed, "LayerNormalization")),
+    Row("DepthwiseConvNorm", "no copy stands between convolution and norm", _by(normed, "LayerNormalization")),
 )
 
 
