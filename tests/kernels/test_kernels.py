@@ -134,6 +134,13 @@ def test_a_kernel_rounds_once(case: Case) -> None:
     assert compared(case, CUDA) <= 1e-3
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_nodes_of_a_definition_have_names_of_their_own(name: str) -> None:
+    """ONNX Runtime 1.20 names what it fuses after them, and then refuses two nodes of one name."""
+    names = [node.name for node in define(name, 17)]
+    assert all(names) and len(set(names)) == len(names)
+
+
 def test_the_definitions_pass_the_checker() -> None:
     for case in CASES:
         made, _ = model(case, lambda *shape: np.zeros(shape, np.float16))
