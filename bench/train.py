@@ -5,7 +5,8 @@
     python bench/train.py show JSON                        prints the table
 
 A case is a recipe of ``models/``, trained as ``halfconv train`` does, or a model of `gpu_models.py` with a batch size, such as
-``resnet50@64``, trained on random numbers of real shape. Each case and precision has a process of its own.
+``resnet50@64``, trained on random numbers of real shape. On a GPU a case has a process for all precisions, in which the peak of
+memory is counted anew for each; on a CPU, where that cannot be, each precision has its own.
 
 * ``step_ms``: median over epochs of an epoch's time by its steps, data included, without the first epoch where there are more;
 * ``peak_mb``: memory that torch held on the GPU at most, or of the whole process on a CPU (with what imports take);
@@ -15,12 +16,13 @@ A case is a recipe of ``models/``, trained as ``halfconv train`` does, or a mode
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,55 +39,76 @@ PRECISIONS = {"cuda": ("fp32", "tf32", "fp16", "bf16"), "cpu": ("fp32", "bf16")}
 SYNTHETIC = ("resnet50@64", "bert_base@32")
 #: Steps of an epoch, and epochs, on random numbers.
 STEPS, EPOCHS = 20, 4
+#: Trains in a precision, on a device, for so many epochs.
+Training = Callable[[str, str, int | None], dict[str, Any]]
 COLUMNS = {"step ms": ("step_ms", ".2f"), "peak MB": ("peak_mb", ",.0f"), "metric": ("metric", ".4f"), "skipped": ("skipped", "d")}
 
 
-def train(case: str, precision: str, device: str, epochs: int | None) -> dict[str, Any]:
-    """Train a case in this process, and return what it cost.
+def train(case: str, precisions: Sequence[str], device: str, epochs: int | None) -> Iterator[dict[str, Any]]:
+    """Train a case in this process, and yield what it cost in each precision, or the ``error``.
 
     Args:
         case: A recipe, or ``KEY@BATCH``.
-        precision: ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
+        precisions: Of ``fp32``, ``tf32``, ``fp16`` and ``bf16``.
         device: ``cpu`` or ``cuda``.
         epochs: How often the data is gone through; None for the case's own number.
     """
     import torch
 
-    # IEEE products in FP32 unless TF32 is asked for; cuDNN's convolutions take TF32 by default.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    kind = "fp32" if precision == "tf32" else precision
-    row = _synthetic(case, kind, device, epochs) if "@" in case else _recipe(case, kind, device, epochs)
-    if device == "cuda":
-        row["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    else:
-        row["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
-    return row
+    trained = _synthetic(case) if "@" in case else _recipe(case)
+    for precision in precisions:
+        # IEEE products in FP32 unless TF32 is asked for; cuDNN's convolutions take TF32 by default.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        row: dict[str, Any] = {"who": f"train-{precision}"}
+        try:
+            row |= trained("fp32" if precision == "tf32" else precision, device, epochs)
+        except Exception as error:  # so that the other precisions have a row
+            row["error"] = f"{type(error).__name__}: {error}"[:240]
+        if device == "cuda":
+            row["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+        else:
+            row["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+        yield row
 
 
-def _recipe(name: str, precision: str, device: str, epochs: int | None) -> dict[str, Any]:
-    from halfconv.recipes.training import train_recipe
+def _recipe(name: str) -> Training:
+    from halfconv.recipes.catalog import load_recipe
+    from halfconv.recipes.fitting import fit_recipe, held_out
 
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as scratch:
-        report = train_recipe(name, Path(scratch) / "out", precision=precision, device=device, epochs=epochs)
-    return {
-        **figures(report.result.history, report.result.steps), "skipped": report.result.skipped,
-        "metric": round(report.value, 5), "metric_name": report.metric,
-    }  # fmt: skip
+    recipe = load_recipe(name)
+    data = recipe.data(0)
+
+    def trained(precision: str, device: str, epochs: int | None) -> dict[str, Any]:
+        module, result = fit_recipe(recipe, data, precision=precision, device=device, epochs=epochs)
+        return {
+            **figures(result.history, result.steps), "skipped": result.skipped,
+            "metric": round(held_out(recipe, module.float().cpu().eval(), data[1]), 5), "metric_name": recipe.metric_name,
+        }  # fmt: skip
+
+    return trained
 
 
-def _synthetic(case: str, precision: str, device: str, epochs: int | None) -> dict[str, Any]:
+def _synthetic(case: str) -> Training:
     import torch
 
     from halfconv.train import fit
 
     key, _, batch = case.partition("@")
-    module = gpu_models.module(key, "sdpa").train().to(device)
-    inputs = tuple(torch.from_numpy(array).to(device) for array in gpu_models.MODELS[key].feeds(int(batch), 0).values())
-    with torch.no_grad():
-        target = torch.randn_like(module(*inputs))
-    data = [(inputs if len(inputs) > 1 else inputs[0], target)] * STEPS
-    result = fit(module, data, loss=torch.nn.functional.mse_loss, epochs=epochs or EPOCHS, precision=precision, device=device)
-    return {**figures(result.history, result.steps), "skipped": result.skipped, "metric": None}
+
+    def trained(precision: str, device: str, epochs: int | None) -> dict[str, Any]:
+        module = gpu_models.module(key, "sdpa").train().to(device)
+        inputs = tuple(torch.from_numpy(array).to(device) for array in gpu_models.MODELS[key].feeds(int(batch), 0).values())
+        with torch.no_grad():
+            target = torch.randn_like(module(*inputs))
+        data = [(inputs if len(inputs) > 1 else inputs[0], target)] * STEPS
+        result = fit(module, data, loss=torch.nn.functional.mse_loss, epochs=epochs or EPOCHS, precision=precision, device=device)
+        return {**figures(result.history, result.steps), "skipped": result.skipped, "metric": None}
+
+    return trained
 
 
 def figures(history: Sequence[dict[str, float]], steps: int) -> dict[str, Any]:
@@ -105,23 +128,31 @@ def begin(script: str, device: str) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train all cases in all precisions, and write the result after each."""
+    """Train all cases in all precisions, and write the result after each process."""
     content = begin("train.py", options.device)
     for case in options.cases or (*NAMES, *SYNTHETIC):
-        for precision in options.precisions or PRECISIONS[options.device]:
-            row: dict[str, Any] = {"case": case, "batch": None, "who": f"train-{precision}"}
-            command = [sys.executable, str(ROOT / "bench" / "train.py"), "one", case, precision, options.device]
-            with tempfile.TemporaryDirectory(prefix=TEMPORARY) as scratch:
-                try:
-                    more = [] if options.epochs is None else ["--epochs", str(options.epochs)]
-                    _, said = measured([*command, *more], Path(scratch), options.timeout)
-                    row |= json.loads(said.splitlines()[-1])
-                except Failed as error:
-                    row["error"] = str(error)
-            content["rows"].append(row)
-            print(json.dumps(row), flush=True)
+        wanted = options.precisions or PRECISIONS[options.device]
+        for together in [wanted] if options.device == "cuda" else [[precision] for precision in wanted]:
+            for row in alone(case, together, options):
+                content["rows"].append({"case": case, "batch": None, **row})
+                print(json.dumps(content["rows"][-1]), flush=True)
             record.write(options.json, content)
     record.show(content["rows"], COLUMNS)
+
+
+def alone(case: str, precisions: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train a case in a process of its own; precisions that it did not come to have the ``error`` that ended it."""
+    command = [sys.executable, str(ROOT / "bench" / "train.py"), "one", case, options.device, *precisions]
+    more = [] if options.epochs is None else ["--epochs", str(options.epochs)]
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as scratch:
+        why = "printed nothing"
+        try:
+            measured([*command, *more], Path(scratch), options.timeout)
+        except Failed as error:
+            why = str(error)
+        said = Path(scratch, "stdout.txt").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in said if line.startswith('{"who"') and line.endswith("}")]
+    return rows + [{"who": f"train-{precision}", "error": why} for precision in precisions[len(rows) :]]
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -141,10 +172,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     all_of.add_argument("cases", type=case, nargs="*", metavar="CASE", help="default: all recipes, " + ", ".join(SYNTHETIC))
     all_of.add_argument("--device", choices=sorted(PRECISIONS), default=None, help="default: cuda if there is a GPU")
     all_of.add_argument("--precisions", nargs="*", choices=PRECISIONS["cuda"], metavar="PRECISION")
-    all_of.add_argument("--timeout", type=float, default=1200.0, help="seconds for one case in one precision")
+    all_of.add_argument("--timeout", type=float, default=1200.0, help="seconds for a process")
     one.add_argument("case", type=case)
-    one.add_argument("precision", choices=PRECISIONS["cuda"])
     one.add_argument("device", choices=sorted(PRECISIONS))
+    one.add_argument("precisions", choices=PRECISIONS["cuda"], nargs="+")
     for step in (all_of, one):
         step.add_argument("--epochs", type=int, default=None, help="default: each case's own number")
     options = parser.parse_args(arguments)
@@ -159,7 +190,8 @@ def main() -> None:
     if options.step == "run":
         run(options)
     elif options.step == "one":
-        print(json.dumps(train(options.case, options.precision, options.device, options.epochs)))
+        for row in train(options.case, options.precisions, options.device, options.epochs):
+            print(json.dumps(row), flush=True)
     else:
         record.show(json.loads(options.json.read_text("utf-8"))["rows"], COLUMNS)
 

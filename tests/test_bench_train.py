@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench import train
+from bench import tools, train
 
 ROOT = Path(train.__file__).parents[1]
 
@@ -26,6 +28,56 @@ def test_unknown_cases_are_refused(text: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         train.parsed(["run", "x.json", text])
     assert "try: digits_cnn" in capsys.readouterr().err
+
+
+def failing(case: str) -> Callable[..., dict[str, Any]]:
+    def trained(precision: str, device: str, epochs: int | None) -> dict[str, Any]:
+        if precision == "fp16":
+            raise ValueError("too large")
+        return {"step_ms": 1.0}
+
+    return trained
+
+
+def test_a_precision_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "_synthetic", failing)
+    rows = list(train.train("tiny_cnn@2", ("fp32", "fp16", "bf16"), "cpu", 1))
+    assert [(row["who"], row.get("step_ms"), row.get("error")) for row in rows] == [
+        ("train-fp32", 1.0, None), ("train-fp16", None, "ValueError: too large"), ("train-bf16", 1.0, None),
+    ]  # fmt: skip
+
+
+def test_what_a_process_printed_before_it_died_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(command: list[str], folder: Path, timeout: float) -> None:
+        (folder / "stdout.txt").write_text('{"who": "train-fp32", "step_ms": 2.0}\n{"who": "train-tf32", "st', "utf-8")
+        raise tools.Failed("killed by SIGKILL")
+
+    monkeypatch.setattr(train, "measured", killed)
+    rows = train.alone("tiny_cnn@2", ["fp32", "tf32", "bf16"], train.parsed(["run", "x.json", "--device", "cuda"]))
+    assert rows == [
+        {"who": "train-fp32", "step_ms": 2.0}, {"who": "train-tf32", "error": "killed by SIGKILL"},
+        {"who": "train-bf16", "error": "killed by SIGKILL"},
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_precision_is_worth_the_same_after_another_as_alone() -> None:
+    (_, after), (alone,) = (list(train.train("digits_mlp", precisions, "cpu", 2)) for precisions in (("fp32", "bf16"), ("bf16",)))
+    assert 0.3 < alone["metric"] < 1
+    assert {key: after[key] for key in ("who", "steps", "skipped", "metric")} == {
+        key: alone[key] for key in ("who", "steps", "skipped", "metric")
+    }
+
+
+@pytest.mark.gpu
+def test_memory_is_the_same_after_another_precision_as_alone() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    options = train.parsed(["run", "x.json", "--device", "cuda", "--epochs", "1"])
+    after, (alone,) = (train.alone("tiny_cnn@256", kinds, options) for kinds in (["fp32", "tf32", "fp16", "bf16"], ["bf16"]))
+    assert alone["peak_mb"] > 1
+    assert after[-1]["peak_mb"] == pytest.approx(alone["peak_mb"], rel=0.02)
 
 
 @pytest.mark.slow

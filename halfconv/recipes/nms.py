@@ -24,6 +24,7 @@ def keep_best(boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     Returns:
         1 for boxes that stay, else 0, [batch, boxes].
     """
+    device, boxes, scores = scores.device, boxes.cpu(), scores.cpu()  # where a look at a number does not wait for a GPU
     kept = torch.zeros_like(scores)
     low, high = boxes[..., :2], boxes[..., 2:]
     sizes = (high - low).prod(-1)
@@ -37,7 +38,7 @@ def keep_best(boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             shared = (end - corner).clamp(min=0).prod(-1)
             overlap = shared / (sizes[row, best] + sizes[row, others] - shared)
             left = [index for index, much in zip(left, overlap.tolist(), strict=True) if much <= OVERLAP]
-    return kept
+    return kept.to(device)
 
 
 @keep_best.register_fake

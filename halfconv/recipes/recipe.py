@@ -97,8 +97,8 @@ class Recipe:
         return {name: {0: "batch", **self.dims.get(name, {})} for name in inputs}
 
     def final(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return what is exported of a trained model."""
-        return self.deployed(model) if self.deployed else model
+        """Return what is exported of a trained model, on the model's device."""
+        return self.deployed(model).to(_device(model)) if self.deployed else model
 
 
 def batches(recipe: Recipe, data: Split, seed: int, epoch: int) -> Iterator[tuple[dict[str, torch.Tensor], Any]]:
@@ -124,7 +124,7 @@ def predict(recipe: Recipe, model: torch.nn.Module, inputs: Mapping[str, Array])
     """Return what a model gives for inputs, by the outputs' names."""
     import torch
 
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    device = _device(model)
     rows = len(next(iter(inputs.values())))
     parts: list[list[Array]] = [[] for _ in recipe.outputs]
     with torch.no_grad():
@@ -134,3 +134,9 @@ def predict(recipe: Recipe, model: torch.nn.Module, inputs: Mapping[str, Array])
             for part, value in zip(parts, returned if isinstance(returned, tuple) else (returned,), strict=True):
                 part.append((value.float() if value.is_floating_point() else value).cpu().numpy())
     return {name: np.concatenate(part) for name, part in zip(recipe.outputs, parts, strict=True)}
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    import torch
+
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))

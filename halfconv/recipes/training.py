@@ -22,7 +22,8 @@ from halfconv.export.sources import Source, from_module
 from halfconv.export.weights import load_weights, safetensors_bytes
 from halfconv.progress import Progress
 from halfconv.recipes.catalog import load_recipe, needing_packages
-from halfconv.recipes.recipe import Recipe, Split, batches, predict, tensors
+from halfconv.recipes.fitting import fit_recipe, fresh, held_out
+from halfconv.recipes.recipe import Recipe, Split, tensors
 from halfconv.storage import disk_problem
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ __all__ = ["FILES", "TrainReport", "recipe_source", "train_recipe"]
 
 #: What is written, in that order.
 FILES = ("weights.safetensors", "samples.npz", "model.onnx", "metrics.json")
-#: Share of the steps in which the learning rate rises.
-WARM_UP = 0.2
 #: Examples with which a model is exported.
 EXAMPLES = 4
 
@@ -140,20 +139,13 @@ def train_recipe(
         raise UsageError(f"recipe {name} has no fold {fold}", f"0 to {recipe.folds - 1}" if recipe.folds > 1 else "fold 0")
     if epochs is not None and epochs < 1:
         raise UsageError(f"{epochs} epochs train nothing", "1 or more")
-    from halfconv.train import fit
-
     require_runtime()  # which compares the exported model, in the end
     with needing_packages(name):
         train, test = recipe.data(fold)
-        module = _fresh(recipe, seed)
-    rounds = epochs or recipe.epochs
-    steps = rounds * -(-len(train) // recipe.batch)
-    begin = time.perf_counter()
-    result = fit(
-        module, lambda epoch: batches(recipe, train, seed, epoch), loss=recipe.loss, epochs=rounds, precision=precision,
-        device=device, seed=seed, progress=on_progress or False, evaluate=lambda trained: _measure(recipe, trained, test),
-        optimizer=lambda weights: _optimizer(recipe, weights), scheduler=lambda optimizer: _schedule(recipe, optimizer, steps),
-    )  # fmt: skip
+        begin = time.perf_counter()
+        module, result = fit_recipe(
+            recipe, (train, test), precision=precision, device=device, epochs=epochs, seed=seed, on_progress=on_progress
+        )
     seconds, place = time.perf_counter() - begin, str(next(module.parameters()).device)
     module = module.float().cpu().eval()
     with tempfile.TemporaryDirectory(prefix="halfconv-train-") as scratch:
@@ -161,11 +153,11 @@ def train_recipe(
         exported = export_source(
             _source(recipe, module, test, name), made / "model.onnx", opset=recipe.opset, output_names=recipe.outputs
         )
-        value = _measure(recipe, module, test)["metric"]
+        value = held_out(recipe, module, test)
         report = TrainReport(
-            name, recipe.title, folder, precision, place, seed, fold, rounds, {"train": len(train), "test": len(test)},
-            sum(weight.numel() for weight in module.parameters()), recipe.metric_name, value, recipe.threshold, seconds, result,
-            replace(exported, output=folder / "model.onnx"),
+            name, recipe.title, folder, precision, place, seed, fold, epochs or recipe.epochs,
+            {"train": len(train), "test": len(test)}, sum(weight.numel() for weight in module.parameters()), recipe.metric_name,
+            value, recipe.threshold, seconds, result, replace(exported, output=folder / "model.onnx"),
         )  # fmt: skip
         (made / "weights.safetensors").write_bytes(safetensors_bytes(module.state_dict()))
         (made / "samples.npz").write_bytes(_samples(test))
@@ -183,7 +175,7 @@ def recipe_source(name: str, weights: Path | None) -> tuple[Source, Recipe]:
     """
     recipe = load_recipe(name)
     with needing_packages(name):
-        module, (_, test) = _fresh(recipe, 0), recipe.data(0)
+        module, (_, test) = fresh(recipe, 0), recipe.data(0)
     if weights is not None:
         load_weights(module, weights)
     source = _source(recipe, module, test, name)
@@ -192,35 +184,10 @@ def recipe_source(name: str, weights: Path | None) -> tuple[Source, Recipe]:
     return source, recipe
 
 
-def _fresh(recipe: Recipe, seed: int) -> torch.nn.Module:
-    import torch
-
-    torch.manual_seed(seed)
-    return recipe.model()
-
-
 def _source(recipe: Recipe, module: torch.nn.Module, test: Split, name: str) -> Source:
     inputs = tensors(test.rows(slice(0, EXAMPLES)).inputs)
     source = from_module(recipe.final(module), inputs, recipe.free_dims(inputs), name)
     return replace(source, translations=recipe.translations() if recipe.translations else {})
-
-
-def _optimizer(recipe: Recipe, weights: Any) -> torch.optim.Optimizer:
-    import torch
-
-    return torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-
-
-def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    import torch
-
-    # One more than there are: the scheduler may be asked once beyond the last step.
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1, pct_start=WARM_UP)
-
-
-def _measure(recipe: Recipe, model: torch.nn.Module, test: Split) -> dict[str, float]:
-    outputs = predict(recipe, recipe.final(model).eval(), test.inputs)
-    return {"metric": float(recipe.metric(outputs, test.labels))}
 
 
 def _samples(test: Split) -> bytes:

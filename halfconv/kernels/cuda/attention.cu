@@ -15,7 +15,7 @@ void PackedAttention::operator()(const ort::Run& run) const {
   const auto batch = x.shape[0], length = x.shape[1], width = x.shape[2] / 3, size = width / heads_;
   const auto y = run.output(0, {batch, length, width});
   if (batch * length == 0) return;
-  std::vector<int64_t> key{device(), batch, length, width, heads_};
+  std::vector<int64_t> key{device(), batch, length, width, heads_, __builtin_bit_cast(int32_t, scale_)};
   key.insert(key.end(), bias.shape.begin(), bias.shape.end());
   static Cache<Graph> known;
   const auto graph = known.get(key, [&] {

@@ -1,0 +1,75 @@
+"""What `bench/train.py` and `bench/digits.py` measured, as the documentation's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+TITLES = {"train-fp32": "FP32", "train-tf32": "TF32", "train-fp16": "FP16", "train-bf16": "BF16"}
+STAGES = {
+    "trained": "as trained", "exported": "as exported", "simulated": "converted, in simulation", "cuda": "converted, on the GPU",
+}  # fmt: skip
+
+
+def training(content: Mapping[str, Any]) -> list[str]:
+    """Return the lines of two tables, what a step costs and what the model is worth, and of where and when.
+
+    Args:
+        content: A result of `bench/train.py`.
+    """
+    rows, on_cpu = content["rows"], content["machine"]["card"] == "cpu"
+    memory = "that the process had at most" if on_cpu else "that PyTorch held on the GPU at most"
+    place = f"{content['machine']['cores']} cores" if on_cpu else content["machine"]["card"]
+    valued = {row["case"] for row in rows if row.get("metric") is not None}
+    return [
+        *_table(rows, "model", _cost), "",
+        f"(Milliseconds of a step, and memory {memory};",
+        f"{place}, torch {content['versions']['torch']}, {content['date'][:10]}; `bench/train.py`.)", "",
+        *_table([row for row in rows if row["case"] in valued], "recipe", _worth), "",
+        "(The recipe's metric on held-out data; steps that overflowed and were skipped in brackets.)",
+    ]  # fmt: skip
+
+
+def digits(content: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the table of images that each stage gets right, and of where and when.
+
+    Args:
+        content: A result of `bench/digits.py`.
+    """
+    rows = content["rows"]
+    stages = {key: title for key, title in STAGES.items() if any(key in row for row in rows)}
+    lines = [_line("digits, trained in", *stages.values()), "|---" * (1 + len(stages)) + "|"]
+    lines += [_line(TITLES[row["who"]], *(f"{row[key]:.2%}" if key in row else "fails" for key in stages)) for row in rows]
+    images = max((row.get("images", 0) for row in rows), default=0)
+    place = "CPU" if content["machine"]["card"] == "cpu" else content["machine"]["card"]
+    return [
+        *lines, "",
+        f"(Share of {images:,} images that is right, each predicted by a model that has not seen it;",
+        f"{place}, {content['date'][:10]}; `bench/digits.py`.)",
+    ]  # fmt: skip
+
+
+def _table(rows: Sequence[Row], heading: str, cell: Callable[[Row], str]) -> list[str]:
+    """Lay rows out: a line for each case, a column for each precision that there is."""
+    found = {(row["case"], row["who"]): row for row in rows}
+    kinds = [who for who in TITLES if any(row["who"] == who for row in rows)]
+    lines = [_line(heading, *(TITLES[who] for who in kinds)), "|---" * (1 + len(kinds)) + "|"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = (cell(found[case, who]) if (case, who) in found else "" for who in kinds)
+        lines.append(_line(f"`{case}`", *cells))
+    return lines
+
+
+def _cost(row: Row) -> str:
+    return "fails" if "error" in row else f"{row['step_ms']:.2f} ms, {row['peak_mb']:,.0f} MB"
+
+
+def _worth(row: Row) -> str:
+    if "error" in row:
+        return "fails"
+    return f"{row['metric']:.4f}" + (f" ({row['skipped']})" if row["skipped"] else "")
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
