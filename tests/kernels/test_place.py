@@ -347,3 +347,10 @@ def test_a_residual_of_unknown_size_is_taken_where_both_sides_keep_it(stride: st
     reasons = {refusal.reason for refusal in done.refused}
     assert (done.operators.get("ConvAddRelu", 0) == 1) == taken
     assert ("the two sides of the sum may differ in shape" in reasons) == (not taken)
+
+
+def test_a_weight_that_is_transposed_is_stored_so() -> None:
+    graph = "(float16[n,5,16] x) => (float16[n,5,24] y, float16[24,16] z) { t = Transpose(u)\n p = MatMul(x, t)\n y = Add(p, b)\n"
+    graph += "z = Transpose<perm = [1,0]>(k) }"
+    made, _ = placed(graph, ROWS, {"u": half(24, 16), "b": half(24), "k": half(16, 24)})
+    assert kinds(made) == own(Linear=1) | {"Transpose": 1}  # a result of the model stays
