@@ -9,10 +9,15 @@ enum Number : int64_t { kQ = 1, kK, kV, kBias, kY };
 
 }  // namespace
 
-void PackedAttention::operator()(const ort::Run& run) const {
+void PackedAttention::operator()(const ort::Run& run, Workspace& workspace) const {
   const auto x = run.input(0);
   const auto bias = bias_ ? run.input(1) : ort::Tensor{};
+  require(x.shape.size() == 3 && heads_ > 0 && x.last() % (3 * heads_) == 0, "X does not hold three parts of so many heads");
   const auto batch = x.shape[0], length = x.shape[1], width = x.shape[2] / 3, size = width / heads_;
+  const auto wide = [](int64_t size, int64_t all) { return size == 1 || size == all; };
+  require(!bias_ || (bias.shape.size() == 4 && wide(bias.shape[0], batch) && wide(bias.shape[1], heads_) &&
+                     bias.shape[2] == length && bias.shape[3] == length),
+          "the bias does not fit the products");
   const auto y = run.output(0, {batch, length, width});
   if (batch * length == 0) return;
   std::vector<int64_t> key{device(), batch, length, width, heads_, __builtin_bit_cast(int32_t, scale_)};
@@ -40,7 +45,8 @@ void PackedAttention::operator()(const ort::Run& run) const {
   const auto step = width * 2;  // bytes of halves
   Graph::Pointers pointers{{kQ, first}, {kK, first + step}, {kV, first + 2 * step}, {kY, y.data}};
   if (bias_) pointers[kBias] = bias.data;
-  graph->run(pointers, static_cast<cudaStream_t>(run.stream()));
+  const auto stream = static_cast<cudaStream_t>(run.stream());
+  graph->run(pointers, workspace.of(stream), stream);
 }
 
 }  // namespace halfconv

@@ -17,14 +17,20 @@ std::shared_ptr<fe::graph::Tensor_attributes> tensor(fe::graph::Graph& graph, Nu
 
 }  // namespace
 
-void Conv::operator()(const ort::Run& run) const {
+void Conv::operator()(const ort::Run& run, Workspace& workspace) const {
   const auto x = run.input(0), w = run.input(1), b = run.input(2);
   const auto r = epilogue_.residual ? run.input(3) : ort::Tensor{};
+  require(x.shape.size() == 4 && w.shape.size() == 4 && x.shape[3] == w.shape[3] && b.shape == std::vector{w.shape[0]},
+          "the sizes of X, W and B differ");
+  require(strides_.size() == 2 && pads_.size() == 4 && dilations_.size() == 2 && strides_[0] > 0 && strides_[1] > 0,
+          "strides, pads and dilations are not those of an image");
   const auto out = [&](int axis) {
     const auto reach = dilations_[axis] * (w.shape[1 + axis] - 1) + 1;
     return (x.shape[1 + axis] + pads_[axis] + pads_[2 + axis] - reach) / strides_[axis] + 1;
   };
   const Dims found{x.shape[0], out(0), out(1), w.shape[0]};
+  require(found[1] > 0 && found[2] > 0, "the filter is larger than the image");
+  require(!epilogue_.residual || r.shape == found, "R is not as large as Y");
   const auto y = run.output(0, found);
   if (found[0] == 0) return;
   Dims key{device(), static_cast<int64_t>(epilogue_.activation), epilogue_.residual};
@@ -51,7 +57,8 @@ void Conv::operator()(const ort::Run& run) const {
   });
   Graph::Pointers pointers{{kX, x.data}, {kW, w.data}, {kB, b.data}, {kY, y.data}};
   if (epilogue_.residual) pointers[kR] = r.data;
-  graph->run(pointers, static_cast<cudaStream_t>(run.stream()));
+  const auto stream = static_cast<cudaStream_t>(run.stream());
+  graph->run(pointers, workspace.of(stream), stream);
 }
 
 }  // namespace halfconv

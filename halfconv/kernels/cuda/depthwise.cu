@@ -1,7 +1,7 @@
 // Depthwise convolutions channels last, and the LayerNormalization that follows them in ConvNeXt.
 //
-// A block copies a tile of pixels, with what the filter reaches around it, and the filter into shared memory, for up to 96 channels.
-// A thread then computes a row of the tile for two neighbouring channels.
+// A block copies a tile of pixels, with what the filter reaches around it, and the filter into shared memory, for up to 96
+// channels. A thread then computes a row of the tile for two neighbouring channels.
 #include <cuda_fp16.h>
 #include <cuda_pipeline_primitives.h>
 
@@ -126,21 +126,27 @@ __global__ void layer_norm(__half2* y, const __half2* __restrict__ gamma, const 
     const int pair = i * kWarp + lane;
     if (pair >= pairs) continue;
     const float2 scale = __half22float2(gamma[pair]), shift = __half22float2(beta[pair]);
-    y[row * pairs + pair] = __floats2half2_rn(fmaf(values[i].x * factor, scale.x, shift.x), fmaf(values[i].y * factor, scale.y, shift.y));
+    y[row * pairs + pair] =
+        __floats2half2_rn(fmaf(values[i].x * factor, scale.x, shift.x), fmaf(values[i].y * factor, scale.y, shift.y));
   }
 }
 
 }  // namespace
 
-void DepthwiseConv::operator()(const ort::Run& run) const {
+void DepthwiseConv::operator()(const ort::Run& run, Workspace&) const {
   const auto x = run.input(0), w = run.input(1), b = run.input(2);
+  const auto filter = w.shape.size() == 4 && w.shape[0] == w.shape[1] ? w.shape[0] : 0;
+  require(x.shape.size() == 4 && w.last() == x.last() && b.shape == std::vector{x.last()}, "the sizes of X, W and B differ");
+  require(x.last() % kEight == 0, "channels are not in multiples of 8");
+  require(pads_.size() == 4 && pads_[0] + pads_[2] == filter - 1 && pads_[1] + pads_[3] == filter - 1 && pads_[0] >= 0 &&
+              pads_[1] >= 0,
+          "the result is not as large as X");
   const auto y = run.output(0, x.shape);
   const int64_t images = x.shape[0], rows = x.rows();
   if (rows == 0) return;
   const Sizes sizes{static_cast<int>(x.shape[1]), static_cast<int>(x.shape[2]), static_cast<int>(x.last()),
                     static_cast<int>(pads_[0]), static_cast<int>(pads_[1]), 0};
   const auto stream = static_cast<cudaStream_t>(run.stream());
-  const auto filter = w.shape[0] == w.shape[1] ? w.shape[0] : 0;
   const auto compute = [&](size_t way) {
     const auto call = [&](auto kernel) { kernel(x.data, w.data, b.data, y.data, images, sizes, stream); };
     if (filter == 3) return call(way == 0 ? launch<3, 14> : launch<3, 7>);
@@ -154,7 +160,8 @@ void DepthwiseConv::operator()(const ort::Run& run) const {
   if (!norm_) return;
   const auto gamma = run.input(3), beta = run.input(4);
   const int pairs = sizes.channels / 2;
-  if (pairs > kNormPairs * kWarp) throw std::runtime_error("at most 1024 channels can be normalised");
+  require(gamma.shape == b.shape && beta.shape == b.shape, "the sizes of gamma and beta differ from the channels");
+  require(pairs <= kNormPairs * kWarp, "at most 1024 channels can be normalised");
   const auto blocks = (rows * kWarp + kNormThreads - 1) / kNormThreads;
   layer_norm<<<blocks, kNormThreads, 0, stream>>>(static_cast<__half2*>(y.data), static_cast<const __half2*>(gamma.data),
                                                   static_cast<const __half2*>(beta.data), rows, pairs, epsilon_);

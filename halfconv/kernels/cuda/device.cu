@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace halfconv {
 namespace {
@@ -16,13 +17,22 @@ struct Event {
 
 }  // namespace
 
-void* workspace(cudaStream_t stream) {
+void* Workspace::of(cudaStream_t stream) {
   static std::mutex mutex;
-  static std::map<std::pair<int, cudaStream_t>, void*> known;
-  std::lock_guard<std::mutex> lock(mutex);
-  void*& address = known[{device(), stream}];
-  if (address == nullptr) check(cudaMalloc(&address, kWorkspace), "cudaMalloc");
-  return address;
+  static std::map<std::pair<int, cudaStream_t>, std::weak_ptr<void>> known;
+  std::lock_guard<std::mutex> own(mutex_);
+  std::shared_ptr<void>& held = held_[stream];
+  if (held == nullptr) {
+    std::lock_guard<std::mutex> all(mutex);
+    std::weak_ptr<void>& shared = known[{device(), stream}];
+    held = shared.lock();
+    if (held == nullptr) {
+      void* address = nullptr;
+      check(cudaMalloc(&address, kWorkspace), "cudaMalloc");
+      shared = held = std::shared_ptr<void>(address, [](void* bytes) { cudaFree(bytes); });
+    }
+  }
+  return held.get();
 }
 
 size_t fastest(cudaStream_t stream, size_t ways, const std::function<void(size_t)>& run) {

@@ -21,14 +21,26 @@ inline void check(cudaError_t code, const char* what) {
   if (code != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(code));
 }
 
-// Bytes on the device that kernels on one stream use one after another. They live as long as the process: graphs hold them.
-void* workspace(cudaStream_t stream);
+inline void require(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(what);
+}
+
+// Bytes on the device that kernels on one stream use one after another. The nodes that have asked for a stream's share and keep
+// them, as graphs that were captured hold their address; when the last of these nodes goes, with its session, they are freed.
+class Workspace {
+ public:
+  void* of(cudaStream_t stream);
+
+ private:
+  std::mutex mutex_;
+  std::map<cudaStream_t, std::shared_ptr<void>> held_;
+};
 
 // The place of the fastest of some ways, which is timed on the stream; ways that throw are out. While a graph is captured, when
 // nothing can be timed, it is the first that does not throw.
 size_t fastest(cudaStream_t stream, size_t ways, const std::function<void(size_t)>& run);
 
-// What is found out once for each key, by whoever asks first.
+// What is found out once for each key, by whoever asks first. It stays: graphs that were captured need the kernels of a plan.
 template <class Found>
 class Cache {
  public:

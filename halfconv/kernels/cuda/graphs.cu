@@ -36,7 +36,7 @@ Graph::Graph(const Describe& describe) {
   describe(graph_);
 }
 
-void Graph::prepare(const Pointers& pointers, cudaStream_t stream) {
+void Graph::prepare(const Pointers& pointers, void* workspace, cudaStream_t stream) {
   const auto handle = cudnn_handle(stream);
   check(graph_.validate(), "validate");
   check(graph_.build_operation_graph(handle), "build_operation_graph");
@@ -46,19 +46,19 @@ void Graph::prepare(const Pointers& pointers, cudaStream_t stream) {
     if (graph_.build_plan_at_index(handle, plan).is_good() &&
         graph_.get_workspace_size_plan_at_index(plan) <= static_cast<int64_t>(kWorkspace))
       plans.push_back(plan);
-  plan_ = plans[fastest(stream, plans.size(), [&](size_t way) { execute(pointers, stream, plans[way]); })];
+  plan_ = plans[fastest(stream, plans.size(), [&](size_t way) { execute(pointers, workspace, stream, plans[way]); })];
   ready_ = true;
 }
 
 // The frontend puts places of its own values among the pointers, which are gone after the call: each has a copy.
-void Graph::execute(Pointers pointers, cudaStream_t stream, int64_t plan) {
-  check(graph_.execute_plan_at_index(cudnn_handle(stream), pointers, workspace(stream), plan), "execute");
+void Graph::execute(Pointers pointers, void* workspace, cudaStream_t stream, int64_t plan) {
+  check(graph_.execute_plan_at_index(cudnn_handle(stream), pointers, workspace, plan), "execute");
 }
 
-void Graph::run(const Pointers& pointers, cudaStream_t stream) {
+void Graph::run(const Pointers& pointers, void* workspace, cudaStream_t stream) {
   std::lock_guard<std::mutex> lock(cudnn_mutex());
-  if (!ready_) prepare(pointers, stream);
-  execute(pointers, stream, plan_);
+  if (!ready_) prepare(pointers, workspace, stream);
+  execute(pointers, workspace, stream, plan_);
 }
 
 }  // namespace halfconv

@@ -23,11 +23,11 @@ class Graph {
 
   explicit Graph(const Describe& describe);
   // Builds and times plans when it is called for the first time.
-  void run(const Pointers& pointers, cudaStream_t stream);
+  void run(const Pointers& pointers, void* workspace, cudaStream_t stream);
 
  private:
-  void prepare(const Pointers& pointers, cudaStream_t stream);
-  void execute(Pointers pointers, cudaStream_t stream, int64_t plan);
+  void prepare(const Pointers& pointers, void* workspace, cudaStream_t stream);
+  void execute(Pointers pointers, void* workspace, cudaStream_t stream, int64_t plan);
 
   fe::graph::Graph graph_;
   bool ready_ = false;

@@ -11,11 +11,12 @@ namespace {
 constexpr const char* kDomain = "com.halfconv";
 constexpr int kCapability = 9;
 
-// A node's operator, and the API that it came through.
+// A node's operator, the API that it came through, and what it works in.
 template <class Operator>
 struct Node {
   const ort::Api* api;
   Operator compute;
+  Workspace workspace;
 };
 
 // An operator as ONNX Runtime sees it: the name, how many inputs, and how a node's operator is made of its attributes.
@@ -36,9 +37,9 @@ ort::CustomOp described(const char* (*name)(const ort::CustomOp*), size_t (*inpu
   made.input_memory = made.input_characteristic;  // 0: where the operator computes
   made.create_checked = create;
   made.compute_checked = [](void* node, ort::KernelContext* context) -> ort::Status* {
-    const auto& known = *static_cast<Node<Operator>*>(node);
+    auto& known = *static_cast<Node<Operator>*>(node);
     try {
-      known.compute(ort::Run(known.api, context));
+      known.compute(ort::Run(known.api, context), known.workspace);
       return nullptr;
     } catch (const std::exception& error) {
       return ort::failed(known.api, error.what());
@@ -56,7 +57,7 @@ ort::CustomOp described(const char* (*name)(const ort::CustomOp*), size_t (*inpu
   described<Kind>([](const ort::CustomOp*) { return name; }, [](const ort::CustomOp*) -> size_t { return count; },    \
                   [](const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info, void** made) -> ort::Status* { \
                     try {                                                                                             \
-                      *made = new Node<Kind>{api, Kind(ort::Attributes(api, info), __VA_ARGS__)};                     \
+                      *made = new Node<Kind>{api, Kind(ort::Attributes(api, info), __VA_ARGS__), {}};                 \
                       return nullptr;                                                                                 \
                     } catch (const std::exception& error) {                                                           \
                       return ort::failed(api, error.what());                                                          \

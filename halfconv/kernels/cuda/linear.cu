@@ -8,7 +8,7 @@
 namespace halfconv {
 namespace {
 
-constexpr int kCandidates = 12, kGeluThreads = 256;
+constexpr int kCandidates = 12, kGeluThreads = 256, kEight = 8;
 
 void check(cublasStatus_t code, const char* what) {
   if (code != CUBLAS_STATUS_SUCCESS) throw std::runtime_error(std::string(what) + ": " + cublasLtGetStatusString(code));
@@ -53,11 +53,11 @@ class Product {
   size_t ways() const { return algorithms_.size(); }
 
   // Not for several threads at once: the bias is part of the description.
-  void run(size_t way, const void* x, const void* w, const void* b, const void* r, void* y, cudaStream_t stream) {
+  void run(size_t way, const void* x, const void* w, const void* b, const void* r, void* y, void* workspace, cudaStream_t stream) {
     set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b);
     const float one = 1, beta = residual_ ? 1 : 0;
     check(cublasLtMatmul(handle(), operation_, &one, w, w_, x, x_, &beta, residual_ ? r : y, y_, y, y_, &algorithms_[way].algo,
-                         workspace(stream), kWorkspace, stream),
+                         workspace, kWorkspace, stream),
           "cublasLtMatmul");
   }
 
@@ -98,15 +98,20 @@ struct Choice {
 
 }  // namespace
 
-void Linear::operator()(const ort::Run& run) const {
+void Linear::operator()(const ort::Run& run, Workspace& workspace) const {
   const auto x = run.input(0), w = run.input(1), b = run.input(2);
   const auto r = epilogue_.residual ? run.input(3) : ort::Tensor{};
+  require(w.shape.size() == 2 && x.shape.size() >= 2 && x.last() == w.shape[0] && b.shape == std::vector{w.last()},
+          "the sizes of X, W and B differ");
+  require(w.shape[0] % kEight == 0 && w.last() % kEight == 0, "W is not in multiples of 8");
   auto shape = x.shape;
   shape.back() = w.last();
+  require(!epilogue_.residual || r.shape == shape, "R is not as large as Y");
   const auto y = run.output(0, shape);
   const int64_t m = x.rows(), n = w.last(), k = x.last();
   if (m == 0) return;
   const auto stream = static_cast<cudaStream_t>(run.stream());
+  void* const scratch = workspace.of(stream);
   static Cache<Choice> known;
   const auto choice =
       known.get({device(), m, n, k, static_cast<int64_t>(epilogue_.activation), epilogue_.residual},
@@ -115,12 +120,12 @@ void Linear::operator()(const ort::Run& run) const {
   const size_t plain = choice->product.ways();
   const auto compute = [&](size_t way) {
     if (way >= plain) {
-      gelu_product::run(way - plain, x.data, w.data, b.data, y.data, m, n, k, workspace(stream), stream);
+      gelu_product::run(way - plain, x.data, w.data, b.data, y.data, m, n, k, scratch, stream);
       return;
     }
-    choice->product.run(way, x.data, w.data, b.data, r.data, y.data, stream);
+    choice->product.run(way, x.data, w.data, b.data, r.data, y.data, scratch, stream);
     if (with_gelu) {
-      const int64_t count = m * n / 8;
+      const int64_t count = m * n / kEight;
       gelu_in_place<<<(count + kGeluThreads - 1) / kGeluThreads, kGeluThreads, 0, stream>>>(static_cast<uint4*>(y.data), count);
       check(cudaGetLastError(), "gelu");
     }

@@ -18,7 +18,7 @@ struct Epilogue {
 class Linear {
  public:
   Linear(const ort::Attributes&, Epilogue epilogue) : epilogue_(epilogue) {}
-  void operator()(const ort::Run& run) const;
+  void operator()(const ort::Run& run, Workspace& workspace) const;
 
  private:
   Epilogue epilogue_;
@@ -30,7 +30,7 @@ class Conv {
   Conv(const ort::Attributes& attributes, Epilogue epilogue)
       : strides_(attributes.integers("strides")), pads_(attributes.integers("pads")),
         dilations_(attributes.integers("dilations")), epilogue_(epilogue) {}
-  void operator()(const ort::Run& run) const;
+  void operator()(const ort::Run& run, Workspace& workspace) const;
 
  private:
   std::vector<int64_t> strides_, pads_, dilations_;
@@ -42,7 +42,7 @@ class DepthwiseConv {
  public:
   DepthwiseConv(const ort::Attributes& attributes, bool norm)
       : pads_(attributes.integers("pads")), norm_(norm), epsilon_(norm ? attributes.number("epsilon") : 0) {}
-  void operator()(const ort::Run& run) const;
+  void operator()(const ort::Run& run, Workspace& workspace) const;
 
  private:
   std::vector<int64_t> pads_;
@@ -55,7 +55,7 @@ class PackedAttention {
  public:
   PackedAttention(const ort::Attributes& attributes, bool bias)
       : heads_(attributes.integer("num_heads")), scale_(attributes.number("scale")), bias_(bias) {}
-  void operator()(const ort::Run& run) const;
+  void operator()(const ort::Run& run, Workspace& workspace) const;
 
  private:
   int64_t heads_;
