@@ -6,7 +6,8 @@
 | ``fp32-tf32`` | the same with TF32, ONNX Runtime's default |
 | ``onnxconverter-common``, ``ort-float16``, ``ort-optimizer``, ``modelopt`` | what these wrote, in a plain session |
 | ``halfconv-portable`` | what ``halfconv convert`` writes, in a plain session |
-| ``halfconv-default`` | what ``halfconv convert --target cuda`` writes, in a plain session |
+| ``halfconv-standard`` | what ``halfconv convert --target cuda`` writes, in a plain session |
+| ``halfconv-default`` | what ``halfconv convert --target cuda --kernels`` writes, in a plain session with the library of kernels |
 | ``WHO+graph`` | the same with a CUDA graph |
 | ``WHO+graph+nhwc`` | and with ``prefer_nhwc`` and an exhaustive search of cuDNN's algorithms: of models with convolutions |
 | ``halfconv`` | that file with its profile, as ``halfconv bench --tune`` wrote it |
@@ -27,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench import gpu_models
-from bench.cuda_prepare import PEERS, Case
+from bench.cuda_prepare import KERNELS, PEERS, Case
 from bench.session import CUDA, plain_session
 
 Array = np.ndarray[Any, Any]
@@ -58,11 +59,11 @@ class BindingLoop:
 
     def __init__(
         self, model: Path, provider: str, feeds: Arrays, like: Arrays | None, *, options: Mapping[str, str] | None = None,
-        level: str = "ORT_ENABLE_ALL", graph: bool = False,
+        level: str = "ORT_ENABLE_ALL", graph: bool = False, kernels: bool = False,
     ):  # fmt: skip
         import onnxruntime
 
-        self._session = plain_session(model, provider, graph, options, level)
+        self._session = plain_session(model, provider, graph, options, level, kernels=kernels)
         types = {value.name: value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())}
         if like is None:  # a model of which nothing is known yet
             names = [value.name for value in self._session.get_outputs()]
@@ -205,14 +206,16 @@ def lineup(case: Case, folder: Path, provider: str, feeds: Arrays) -> dict[str, 
 
         def make(like: Arrays | None) -> Contender:
             existing(path, file)
-            return BindingLoop(path, provider, feeds, like, options=options, level=_profile(path)["level"], graph=graph)
+            return BindingLoop(
+                path, provider, feeds, like, options=options, level=_profile(path)["level"], graph=graph, kernels=file == KERNELS
+            )  # fmt: skip
 
         made[who] = make
 
     loop(REFERENCE, "model", {"use_tf32": "0"})
     if gpu:
         loop("fp32-tf32", "model", {"use_tf32": "1"})
-    for who in (*PEERS, "halfconv-portable", "halfconv-default"):
+    for who in (*PEERS, "halfconv-portable", "halfconv-standard", "halfconv-default"):
         file = who.removesuffix("-default")
         loop(who, file)
         if gpu and who != "halfconv-portable":

@@ -27,8 +27,10 @@ from bench.peers.environments import FUSED, HALFCONV, TOOLS, Tool
 from bench.tools import ROOT, TEMPORARY, Failed, Row, interpreters, measured
 
 PEERS = ("onnxconverter-common", "ort-float16", "ort-optimizer", "modelopt")
-#: halfconv's file -> the target that it is made for.
-TARGETS = {"halfconv": "cuda", "halfconv-portable": "portable"}
+#: The file that has operators of halfconv's own.
+KERNELS = "halfconv"
+#: halfconv's file -> the target that it is made for, and ``kernels`` if operators of its own are put in.
+TARGETS = {KERNELS: ("cuda", "kernels"), "halfconv-standard": ("cuda",), "halfconv-portable": ("portable",)}
 WHO = (*TARGETS, *PEERS)
 #: Models of the zoo that travel: trained, and 39 MB together in FP32.
 ZOO = ("magika", "efficientnet_lite0", "rapidocr_det", "dnsmos_sig_bak_ovr", "resemblyzer_lstm")
@@ -178,10 +180,10 @@ def _converted(folder: Path, key: str, who: str, python: str, imports: str, time
     if target.is_file():
         return {"bytes": target.stat().st_size}
     recipe = gpu_models.MODELS.get(key)
-    more = {**TARGETS, "ort-optimizer": recipe.optimizer if recipe else "bert"}.get(who)
+    more = {**TARGETS, "ort-optimizer": (recipe.optimizer if recipe else "bert",)}.get(who, ())
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as scratch:
         output = Path(scratch) / target.name
-        command = _tool(who).call(python, folder / "model.onnx", output, Path(scratch) / "report.json", *([more] if more else []))
+        command = _tool(who).call(python, folder / "model.onnx", output, Path(scratch) / "report.json", *more)
         usage, _ = measured(command, Path(scratch), timeout, imports=[imports] if imports else [])
         if not output.is_file():
             raise Failed("no file was written")

@@ -12,6 +12,8 @@ from bench.cuda_prepare import OF_ZOO, PEERS
 Row = Mapping[str, Any]
 OPTIONS = ("", "+graph", "+graph+nhwc")
 OURS = tuple(f"halfconv-default{more}" for more in OPTIONS)
+#: halfconv's file without operators of its own.
+STANDARD = tuple(f"halfconv-standard{more}" for more in OPTIONS)
 #: What is wanted of the rows that are not the zoo's: factor -> its least geometric mean.
 WANTED = {"peer": 2.5, "peer_options": 1.4}
 #: No case may take more than so many times torch.compile's latency, nor drift more than so many times what was predicted.
@@ -58,9 +60,10 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return one entry for each case that was timed.
 
     Its keys: ``case``, ``batch``; rows or None at ``fp32``, ``fp32-tf32``, ``peer`` (the fastest with default options),
-    ``peer_options`` (with any), ``halfconv-portable``, ``halfconv-default``, ``halfconv`` (with its profile; else the fastest
-    of the same options as the peers'), ``torch-eager`` and ``torch-compile`` (the fastest kind of attention); ``predicted`` and
-    ``gpu``, the drift of halfconv's file in simulation and on the GPU on the same inputs.
+    ``peer_options`` (with any), ``halfconv-portable``, ``halfconv-default``, ``halfconv-standard`` (without kernels of its own,
+    with any options), ``halfconv`` (with its profile; else the fastest of the same options as the peers'), ``torch-eager`` and
+    ``torch-compile`` (the fastest kind of attention); ``predicted`` and ``gpu``, the drift of halfconv's file in simulation and on
+    the GPU on the same inputs.
     """
     found = []
     for key, batch in dict.fromkeys((row["case"], row["batch"]) for row in rows if "p50_ms" in row):
@@ -70,6 +73,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
             entry[who] = best(at, [who])
         entry["peer"] = best(at, PEERS)
         entry["peer_options"] = best(at, [f"{who}{more}" for who in PEERS for more in OPTIONS])
+        entry["halfconv-standard"] = best(at, STANDARD)
         entry["halfconv"] = best(at, ["halfconv"]) or best(at, OURS)
         for who in ("torch-eager", "torch-compile"):
             entry[who] = best(at, [who, f"{who}+sdpa", f"{who}+eager"])
@@ -131,16 +135,16 @@ def show(rows: Sequence[Row]) -> None:
     figures = []
     for case in cases:
         row: dict[str, object] = {"case": named(case), "who": case["peer_options"]["who"] if case["peer_options"] else "-"}
-        for who in ("fp32", "fp32-tf32", "peer", "peer_options", "halfconv-portable", "halfconv-default", "halfconv", "torch-eager",
-                    "torch-compile"):  # fmt: skip
+        for who in ("fp32", "fp32-tf32", "peer", "peer_options", "halfconv-portable", "halfconv-standard", "halfconv-default",
+                    "halfconv", "torch-eager", "torch-compile"):  # fmt: skip
             row[who] = case[who] and case[who]["p50_ms"]
         row["burst"] = case["torch-compile"] and case["torch-compile"]["burst_ms"]
         row["drift"] = case["halfconv"] and case["halfconv"]["rel_l2"]
         figures.append({**row, "gpu": case["gpu"], "predicted": case["predicted"]})
     columns = {
         "FP32": "fp32", "TF32": "fp32-tf32", "peer": "peer", "+options": "peer_options", "portable": "halfconv-portable",
-        "fused": "halfconv-default", "halfconv": "halfconv", "eager": "torch-eager", "compile": "torch-compile",
-        "back to back": "burst",
+        "standard": "halfconv-standard", "fused": "halfconv-default", "halfconv": "halfconv", "eager": "torch-eager",
+        "compile": "torch-compile", "back to back": "burst",
     }  # fmt: skip
     drifts = {"drift": "drift", "GPU": "gpu", "predicted": "predicted"}
     errors = [f"{named(row)}, {row['who']}: {row['error']}" for row in rows if "error" in row]
@@ -161,15 +165,17 @@ def markdown(content: Mapping[str, Any], file: str) -> str:
         content: A result.
         file: What it was read from, as the README names it.
     """
+    cases = summary(content["rows"])
+    plain = any(case["halfconv-standard"] for case in cases)
     head = (
-        "model, batch", "FP32", "TF32", "best peer", "with graph, NHWC", "halfconv", "`torch.compile`", "back to back",
-        "drift: GPU", "simulated",
+        "model, batch", "FP32", "TF32", "best peer", "with graph, NHWC", *(["without its kernels"] if plain else []), "halfconv",
+        "`torch.compile`", "back to back", "drift: GPU", "simulated",
     )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    cases = summary(content["rows"])
     for case in cases:
         cells = [f"`{case['case'].removeprefix(OF_ZOO)}`" + (f", {case['batch']}" if case["batch"] else "")]
-        cells += [_ms(case[who]) for who in ("fp32", "fp32-tf32", "peer", "peer_options")]
+        columns = ("fp32", "fp32-tf32", "peer", "peer_options", *(["halfconv-standard"] if plain else []))
+        cells += [_ms(case[who]) for who in columns]
         cells += [f"**{_ms(case['halfconv'])}**", _ms(case["torch-compile"]), _ms(case["torch-compile"], "burst_ms")]
         cells += ["" if figure is None else f"{figure:.2e}" for figure in (case["gpu"], case["predicted"])]
         lines.append("| " + " | ".join(cells) + " |")

@@ -30,7 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cuda_contenders import REFERENCE, Array, BindingLoop, Contender, existing, lineup
-from bench.cuda_prepare import TARGETS, Case, case_of
+from bench.cuda_prepare import KERNELS, TARGETS, Case, case_of
 from halfconv.benchmark import STABLE, WARMUP_TURNS, drift_of
 
 #: Seconds that one contender runs before the next has its turn.
@@ -168,7 +168,7 @@ def drift(case: Case, folder: Path, provider: str, say: Say) -> None:
         row: dict[str, Any] = {"case": case.key, "batch": batch, "who": who}
         try:
             existing(path, who)
-            loop = BindingLoop(path, provider, feeds, wanted, options={"use_tf32": "0"})
+            loop = BindingLoop(path, provider, feeds, wanted, options={"use_tf32": "0"}, kernels=who == KERNELS)
             loop.run()
             say({**row, "gpu_rel_l2": drift_of(loop.outputs(), wanted)})
         except (Exception, SystemExit) as error:

@@ -127,16 +127,30 @@ def made_up(session: Any, batch: int, dims: Mapping[str, int]) -> Feeds:
 
 
 def plain_session(
-    model: Path, provider: str, graph: bool, more: Mapping[str, str] | None = None, level: str = "ORT_ENABLE_ALL"
+    model: Path, provider: str, graph: bool, more: Mapping[str, str] | None = None, level: str = "ORT_ENABLE_ALL", *,
+    kernels: bool = False,
 ) -> Any:  # fmt: skip
-    """Return ONNX Runtime's session, with the options that a halfconv session has, and more of the provider's."""
+    """Return ONNX Runtime's session, with the options that a halfconv session has, and more of the provider's.
+
+    Args:
+        model: The model.
+        provider: ``cpu`` or ``cuda``.
+        graph: Whether it captures a CUDA graph.
+        more: More options of the provider.
+        level: Optimisation level.
+        kernels: Whether halfconv's library of CUDA kernels is registered, if there is one.
+    """
     import onnxruntime
+
+    from halfconv.runtime.kernels import register
 
     if provider == "cuda":
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if kernels and provider == "cuda" and (problem := register(options)):
+        raise SystemExit(problem)
     cuda = (CUDA, {"device_id": "0", **(more or {}), **({"enable_cuda_graph": "1"} if graph else {})})
     made = onnxruntime.InferenceSession(
         str(model), options, providers=[cuda, (CPU, {})] if provider == "cuda" else [(CPU, {})], enable_fallback=0

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from halfconv.errors import HalfconvError, ProfileWarning
+from halfconv.runtime.kernels import register
 from halfconv.runtime.session import Session
 from halfconv.runtime.session_server import receive, send
 from halfconv.runtime.tensorrt import EngineOptions
@@ -137,6 +138,8 @@ class Worker:
         session = self._ready()
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.enable_profiling = 4, True
+        if session.provider == "cuda":
+            register(options)  # what it says, the session has said
         with tempfile.TemporaryDirectory(prefix="halfconv-") as folder:
             options.profile_file_prefix = f"{folder}/runs"
             plain = onnxruntime.InferenceSession(self._path, options, providers=list(session.placement.providers))

@@ -18,6 +18,7 @@ from halfconv.graph.kernels import table_source
 from halfconv.graph.names import values_of
 from halfconv.graph.schema import known_to_onnx, signature
 from halfconv.model import SourceModel
+from halfconv.runtime.kernels import library
 from halfconv.runtime.session_server import CPU, LEVELS
 from halfconv.runtime.settings import CUDA
 from halfconv.runtime_process import RuntimeProcess
@@ -213,6 +214,8 @@ def _check_interface(path: Path, promised: Promise) -> None:
 
 
 def _is_foreign(node: ir.Node, model: ir.Model) -> bool:
+    if any(function.domain == node.domain and function.name == node.op_type for function in model.functions.values()):
+        return False
     return signature(node.domain, node.op_type, model.opset_imports.get(node.domain)) is None
 
 
@@ -242,7 +245,8 @@ def load_in_child(path: Path, level: str, provider: str, size: int, *, mapped: b
     """
     with RuntimeProcess(LOAD_TIMEOUT, max(LOAD_BYTES, 8 * size) if provider == CPU else None) as process:
         try:
-            session = process.open(path, level, provider, mapped=mapped, threads=1)
+            kernels = library() if provider == CUDA else None
+            session = process.open(path, level, provider, mapped=mapped, threads=1, library=kernels)
         except InputError as error:
             return " ".join(str(error).split())[:300], ""
         return "" if provider in session.get_providers() else f"{provider} did not load", session.version

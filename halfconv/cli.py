@@ -19,6 +19,7 @@ from halfconv.errors import CheckFailed, HalfconvError
 from halfconv.export_command import export
 from halfconv.formats_command import formats
 from halfconv.html_option import COMMAND, check_html, html_option
+from halfconv.kernels_command import kernels
 from halfconv.plan_commands import diff, explain, plan_option
 from halfconv.sweep_command import sweep
 from halfconv.terminal import Size, is_verbose
@@ -230,6 +231,8 @@ def inspect(
               help="Cut the weights beside the model into files of up to this size, as in 4GB.")
 @click.option("--data-format", type=click.Choice(["onnx", "safetensors"]), default="onnx", show_default=True,
               help="What the files of weights beside the model are.")
+@click.option("--kernels", is_flag=True,
+              help="Put in operators of halfconv's own, for which `halfconv kernels build` makes CUDA kernels.")
 @plan_option("Replay a saved plan, on the same model or on one of the same structure.")
 @click.option("--save-plan", type=click.Path(path_type=Path), help="Write the precision plan as JSON.")
 @_data_options
@@ -248,6 +251,7 @@ def convert(
     shard_size: int | None,
     data_format: str,
     allow_links: Path | None,
+    kernels: bool,
     plan: Path | None,
     save_plan: Path | None,
     samples: str | None,
@@ -290,7 +294,7 @@ def convert(
                 block_patterns=options["block_pattern"], allow_ops=options["allow_op"], allow_nodes=options["allow_node"],
                 block_list=options["block_list"], samples=samples, tolerance=list(tolerance) or None, tolerance_file=tolerance_file,
                 metrics=metric, ranges=ranges, save_ranges=save_ranges, repair=repair, time_limit=time_limit,
-                force_failed=force_failed, seed=seed, plan=plan, on_progress=on_progress,
+                force_failed=force_failed, seed=seed, kernels=kernels, plan=plan, on_progress=on_progress,
             )  # fmt: skip
         except CheckFailed as error:
             if html is not None and error.study is not None:
@@ -423,6 +427,7 @@ cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(formats)
+cli.add_command(kernels)
 cli.add_command(sweep)
 cli.add_command(train)
 

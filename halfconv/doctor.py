@@ -18,6 +18,7 @@ import onnx_ir as ir
 from halfconv import __version__
 from halfconv.errors import InputError, UsageError
 from halfconv.graph.kernels import PROVIDERS, operators, table_source
+from halfconv.kernels.information import KernelsReport, kernels_report
 from halfconv.runtime.installation import NAMES, Facts, facts
 from halfconv.runtime.providers import Problem, installation_problems, limits_of, own_provider, problems_of
 from halfconv.runtime.session_server import LEVELS
@@ -112,6 +113,7 @@ class DoctorReport:
         provider: The provider that was asked for.
         facts: What is installed.
         states: The providers.
+        kernels: The library of halfconv's CUDA kernels.
     """
 
     python: str
@@ -120,6 +122,7 @@ class DoctorReport:
     provider: str
     facts: Facts
     states: tuple[ProviderState, ...]
+    kernels: KernelsReport
 
     @property
     def asked(self) -> ProviderState:
@@ -143,6 +146,7 @@ class DoctorReport:
             "works": self.works,
             "runtime": self.facts.to_dict(),
             "providers": [state.to_dict() for state in self.states],
+            "kernels": {key: value for key, value in self.kernels.to_dict().items() if key in ("version", "library", "exists")},
         }
 
 
@@ -166,6 +170,7 @@ def doctor(provider: str | None = None) -> DoctorReport:
         provider=provider or own_provider(found),
         facts=found,
         states=tuple(examine(found, name) for name in NAMES),
+        kernels=kernels_report(),
     )
 
 

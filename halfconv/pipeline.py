@@ -14,6 +14,7 @@ from halfconv import __version__
 from halfconv.borders import promise
 from halfconv.check import CheckResult, check_file, require_runtime
 from halfconv.errors import CheckFailed, UsageError
+from halfconv.kernels.stage import place as place_kernels
 from halfconv.model import SourceModel, check_unchanged
 from halfconv.model_writer import EXTERNAL_DATA, INLINE_LIMIT, written_model
 from halfconv.planning import Planned, converted_before, plan_model, replanned
@@ -72,6 +73,7 @@ def convert(
     time_limit: float | None = None,
     force_failed: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    kernels: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ConvertResult:
     """Convert an FP32 model to half precision.
@@ -113,6 +115,8 @@ def convert(
         time_limit: Seconds after which the search for these ends with the best plan found so far.
         force_failed: Where to write a model that does not meet the tolerance, for study.
         seed: Seed of samples that are made up.
+        kernels: Whether operators of halfconv's own are put in, for which its CUDA library has kernels; without the library their
+            definitions in the file are run. For FP16 on CUDA only.
         on_progress: Called as each stage begins, and as it goes on.
 
     Returns:
@@ -159,6 +163,8 @@ def convert(
     )
     # Options that are iterators can be read once, and --to auto plans twice.
     half_io, keep_io = half_io if isinstance(half_io, bool) else frozenset(half_io), frozenset(keep_io)
+    if kernels and plan is None:
+        _check_kernels(to, target)
     plans = [
         plan_model(
             source_path, to=name, target=target, rules=rules, half_io=half_io, keep_io=keep_io, fuse=fuse, plan=plan,
@@ -167,27 +173,31 @@ def convert(
         )
         for name in _formats(to, target)
     ]  # fmt: skip
+    if kernels:
+        _check_kernels(plans[0].plan.to, plans[0].plan.target)
     names = [source_path.with_name(f"{source_path.stem}.{known.plan.to}.onnx") for known in plans]
     targets = [Path(output)] * len(plans) if output is not None else names
     for path in {*targets, *([Path(force_failed)] if force_failed is not None else [])}:
         _check_paths(source_path, path, plans[0].source, plan, save_plan, save_ranges)
     clock = StageClock(on_progress)
-    tuned, failed, place = None, "", 0
+    tuned, failed, chosen = None, "", 0
     notes: list[str] = []
     if check:
         from halfconv.tuning import Tuning, tune
 
         asked = samples is not None or any(measured.values())
         with clock.stage("tune"):
-            place, tuned, notes = tune(
-                plans, Tuning(samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit, seed, asked), on_progress
+            tuning = Tuning(
+                samples, tolerance, tolerance_file, metrics, ranges, repair, time_limit, seed, asked,
+                finish=place_kernels if kernels else None,
             )  # fmt: skip
-    if tuned is not None and tuned.assignment is not plans[place].assignment:
-        plans[place].assignment = tuned.assignment
-        plans[place].plan = replanned(plans[place], tuned.assignment)
+            chosen, tuned, notes = tune(plans, tuning, on_progress)
+    if tuned is not None and tuned.assignment is not plans[chosen].assignment:
+        plans[chosen].assignment = tuned.assignment
+        plans[chosen].plan = replanned(plans[chosen], tuned.assignment)
     if tuned is not None:
-        plans[place].plan = with_ranges(plans[place].plan, tuned.ranges)
-    planned, target_path = plans[place], targets[place]
+        plans[chosen].plan = with_ranges(plans[chosen].plan, tuned.ranges)
+    planned, target_path = plans[chosen], targets[chosen]
     to, target = planned.plan.to, planned.plan.target
     clock.seconds = planned.seconds | clock.seconds
     if tuned is not None:
@@ -207,6 +217,7 @@ def convert(
     with clock.stage("rewrite"):
         rewrite = RewritePass(planned.groups, planned.assignment.half, planned.names, planned.dtype)
         rewrite(ir_model)
+        placed = place_kernels(ir_model) if kernels else None
         if not converted:
             _stamp(ir_model, planned)
         if ir_model.ir_version > IR_VERSION and ir_model.opset_imports.get("", 0) < 23:
@@ -218,8 +229,9 @@ def convert(
     with (
         clock.stage("write"),
         written_model(
-            ir_model, target_path, types=types, annotated=source.annotated, shard_size=shard_size,
-            data_format=data_format, clock=clock, external=_is_external(external_data, shard_size, data_format, source),
+            ir_model, target_path, types=types, annotated=source.annotated | (placed.results if placed else set()),
+            shard_size=shard_size, data_format=data_format, clock=clock,
+            external=_is_external(external_data, shard_size, data_format, source),
             unchanged=lambda: check_unchanged(source),
         ) as written,
     ):  # fmt: skip
@@ -250,6 +262,7 @@ def convert(
         fp32=tuple(FloatValue.of(value) for value in planned.plan.fp32()),
         constants=_changed(planned, stats.half_weights, stats.both_weights),
         fusions=planned.prepared.fusions,
+        kernels=placed,
         check=checked,
         plan=planned.plan,
         drift=replace(tuned.drift, candidate=str(target_path)) if tuned else None,
@@ -263,6 +276,12 @@ def _is_external(wanted: str, shard_size: int | None, data_format: str, source: 
     if wanted != "auto":
         return wanted == "always"
     return shard_size is not None or data_format != DATA_FORMATS[0] or bool(source.data_files) or source.bytes > 2 * INLINE_LIMIT
+
+
+def _check_kernels(to: str, target: str) -> None:
+    """Refuse operators of our own where there are no kernels for them."""
+    if (to, target) != ("fp16", "cuda"):
+        raise UsageError(f"--kernels are for FP16 on CUDA, not for {to} on {target}", "--kernels --target cuda --to fp16")
 
 
 def _formats(to: str, target: str) -> list[str]:

@@ -12,6 +12,7 @@ from halfconv.precision.plan import PlannedValue, PrecisionPlan
 
 if TYPE_CHECKING:
     from halfconv.drift.report import DriftReport
+    from halfconv.kernels.stage import Placed
 
 __all__ = ["ChangedConstant", "ConvertResult", "FailedConvert", "FloatValue", "Repaired"]
 
@@ -122,6 +123,7 @@ class ConvertResult:
         drift: Drift of the output on samples, in simulation; None with ``check=False``, or where it could not be simulated.
         repair: What the search for values that must stay FP32 did; None if it was not needed.
         warnings: Sentences that deserve attention.
+        kernels: Operators of ``com.halfconv`` that were put in; None if they were not asked for.
     """
 
     output: Path
@@ -143,6 +145,7 @@ class ConvertResult:
     drift: DriftReport | None = None
     repair: Repaired | None = None
     warnings: tuple[str, ...] = ()
+    kernels: Placed | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON data (``convert --json``)."""
@@ -162,6 +165,7 @@ class ConvertResult:
             "fp32": [entry.to_dict() for entry in self.fp32],
             "constants": [entry.to_dict() for entry in self.constants],
             "fusions": dict(self.fusions),
+            "kernels": self.kernels.to_dict() if self.kernels else None,
             "check": self.check.to_dict() if self.check else None,
             "plan_fingerprint": self.plan.fingerprint() if self.plan else None,
             "warnings": list(self.warnings),

@@ -43,7 +43,10 @@ class RuntimeProcess:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._child = _Child()
 
-    def open(self, source: Path | bytes, level: str, provider: str, *, mapped: bool = False, threads: int = 0) -> Session:
+    def open(
+        self, source: Path | bytes, level: str, provider: str, *, mapped: bool = False, threads: int = 0,
+        library: Path | None = None,
+    ) -> Session:  # fmt: skip
         """Open a session.
 
         Args:
@@ -52,6 +55,7 @@ class RuntimeProcess:
             provider: Execution provider; CPU is always the fallback.
             mapped: Whether weights in external files stay there, mapped into memory: what would copy them is left out.
             threads: How many compute; 0 leaves it to the runtime.
+            library: Kernels of operators of a library; None for none. One that cannot be registered is left out.
 
         Raises:
             InputError: It does not load, or ends the process.
@@ -59,7 +63,8 @@ class RuntimeProcess:
         if self._child.problem and self._left() != 0:
             self._child = _Child()
         where: str | bytes = source if isinstance(source, bytes) else os.path.abspath(source)  # noqa: PTH100  # links are kept
-        number, *found = self.call(self._child, "open", where, level, provider, mapped, threads)
+        kernels = str(library) if library is not None else ""
+        number, *found = self.call(self._child, "open", where, level, provider, mapped, threads, kernels)
         return Session(self, self._child, number, found)
 
     def call(self, child: _Child, method: str, *arguments: Any) -> Any:
@@ -149,11 +154,12 @@ class Session:
 
     Attributes:
         version: ONNX Runtime's.
+        problem: Why a library of kernels is not used; "" if it is, or there is none.
     """
 
     def __init__(self, owner: RuntimeProcess, child: _Child, number: int, found: Sequence[Any]):
         self._owner, self._child, self._number = owner, child, number
-        inputs, outputs, self._providers, self.version = found
+        inputs, outputs, self._providers, self.version, self.problem = found
         self._inputs, self._outputs = [Slot(*slot) for slot in inputs], [Slot(*slot) for slot in outputs]
 
     def get_inputs(self) -> list[Slot]:

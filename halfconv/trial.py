@@ -25,7 +25,10 @@ from halfconv.progress import Progress
 from halfconv.runtime_process import RuntimeProcess
 from halfconv.samples import Sample, Samples
 
-__all__ = ["Trial", "Trials", "candidate"]
+__all__ = ["Finish", "Trial", "Trials", "candidate"]
+
+#: Does to a rewritten model what comes before it is written.
+Finish = Callable[[ir.Model], object]
 
 #: Samples and the reference's answers are kept between trials up to this size.
 KEPT_BYTES = 256 << 20
@@ -82,6 +85,7 @@ class Trials:
         to: FLOAT16 or BFLOAT16.
         on_progress: Called before each sample of a run.
         process: Where they run; None for a process of each one's own.
+        finish: What is done to a candidate before it is measured.
 
     Attributes:
         runs: Number of runs so far.
@@ -92,8 +96,9 @@ class Trials:
     def __init__(
         self, source: SourceModel, reference: Run, samples: Samples, gate: Gate, metrics: Mapping[str, Metric], to: ir.DataType, *,
         asked: bool = True, on_progress: Callable[[Progress], None] | None = None, process: RuntimeProcess | None = None,
+        finish: Finish | None = None,
     ):  # fmt: skip
-        self.source, self.gate, self.to, self.samples = source, gate, to, samples
+        self.source, self.gate, self.to, self.samples, self._finish = source, gate, to, samples, finish
         self.names = [value.name or "" for value in source.model.graph.outputs]
         self.runs, self.total = 0, 0
         self._reference, self._metrics, self._asked, self._on_progress = reference, metrics, asked, on_progress
@@ -103,7 +108,7 @@ class Trials:
         self._most: dict[str, float] = {}  # output -> squared error that rel_l2 allows over all samples
 
     def simulation(self, half: Sequence[bool]) -> Simulation:
-        """Simulate a candidate; the result may be used up."""
+        """Simulate a candidate as it was rewritten, value by value of the prepared model; the result may be used up."""
         return simulate(candidate(self.source, half, self.to))
 
     def run(self, half: Sequence[bool], about: str = "") -> Trial:
@@ -129,7 +134,10 @@ class Trials:
 
     def _run(self, half: Sequence[bool], about: str, *, early: bool) -> Trial | None:
         self.runs += 1
-        simulation = self.simulation(half)
+        rewritten = candidate(self.source, half, self.to)
+        if self._finish is not None:
+            self._finish(rewritten.model)
+        simulation = simulate(rewritten)
         means = MetricMeans(self._metrics, asked=self._asked)
         with evaluate_simulation(simulation, str(self.source.path), self._process) as run:
 

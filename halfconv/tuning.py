@@ -29,7 +29,7 @@ from halfconv.result import Repaired
 from halfconv.runtime_process import RuntimeProcess
 from halfconv.samples import Samples, open_samples
 from halfconv.synthetic import fitting_samples, input_specs
-from halfconv.trial import Trials
+from halfconv.trial import Finish, Trials
 
 __all__ = ["Tuned", "Tuning", "tune"]
 
@@ -57,6 +57,7 @@ class Tuning:
         time_limit: Seconds after which the search ends with the best plan found; None for no limit.
         seed: Seed of samples that are made up.
         asked: Whether the user asked for something that needs a run; if not, a model that cannot be run is left as planned.
+        finish: What is done to a rewritten model before it is written, and so before it is measured.
     """
 
     samples: Any = None
@@ -68,6 +69,7 @@ class Tuning:
     time_limit: float | None = None
     seed: int = 0
     asked: bool = False
+    finish: Finish | None = None
 
 
 @dataclass(slots=True)
@@ -160,6 +162,7 @@ def _tuned(
         trials = Trials(
             source, reference.run, samples, gate if given else Gate(HARD), wanted, planned.dtype,
             asked=not automatic or gate.limit_of("accuracy") is not None, on_progress=on_progress, process=process,
+            finish=tuning.finish,
         )  # fmt: skip
         trial = trials.run(assignment.half)
         found, why = None, "" if decided is not None else "the plan was made for other weights or samples"

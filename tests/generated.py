@@ -270,6 +270,13 @@ def make_fusions() -> str:
     return "\n".join(lines)
 
 
+def make_kernels() -> str:
+    from halfconv.kernels.stage import RULES
+
+    lines = [row("step", "what it is good for"), "|---|---|"]
+    return "\n".join([*lines, *(row(known.name, known.why) for known in RULES)])
+
+
 def make_nodes() -> str:
     from tests.graph.test_exported import ROWS
 
@@ -341,6 +348,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "session": make_session,
     "unmodelled": make_unmodelled,
     "fusions": make_fusions,
+    "kernels": make_kernels,
     "recipes": make_recipes,
     "numbers": make_numbers,
     "nodes": make_nodes,

@@ -151,6 +151,26 @@ def test_the_readme_table_has_a_line_for_each_case() -> None:
     assert "2.00 as the best peer, 1.73 with the peer's best options, 1.60 as `torch.compile`" in after
 
 
+def test_the_table_shows_what_the_kernels_bring_where_that_was_measured() -> None:
+    rows = [*made_up(), row("bert_base", 32, "halfconv-standard", 1.9), row("bert_base", 32, "halfconv-standard+graph", 1.5)]
+    lines = cuda_table.markdown(content(rows), "bench/results/cuda_none.json").splitlines()
+    assert lines[0].count("|") == 12 and "| without its kernels | halfconv |" in lines[0]
+    assert lines[2].startswith("| `bert_base`, 32 | 9 | 8 | 4 | 3 | 1.5 | **1** |")
+
+
+def test_only_the_file_with_operators_of_our_own_gets_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, bool] = {}
+    monkeypatch.setattr("bench.cuda_contenders.existing", lambda path, file: None)
+    monkeypatch.setattr("bench.cuda_contenders._profile", lambda path: {"level": "", "options": {}, "graph": False, "tuned": False})
+    monkeypatch.setattr(
+        "bench.cuda_contenders.BindingLoop", lambda path, *_, kernels, **more: asked.__setitem__(path.stem, kernels)
+    )
+    for make in lineup(Case("zoo/x", None), tmp_path, "cuda", {}).values():
+        make(None)
+    assert {file for file, kernels in asked.items() if kernels} == {"halfconv"}
+    assert {"model", "halfconv-standard", *cuda_prepare.PEERS} < asked.keys()
+
+
 def test_the_readme_takes_the_last_result_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "bench" / "results"
     results.mkdir(parents=True)
@@ -178,12 +198,13 @@ def test_contenders_on_each_provider(tmp_path: Path) -> None:
 
     on_cpu = who("tiny_bert", 2, "cpu")
     assert on_cpu == {
-        "fp32", *cuda_prepare.PEERS, "halfconv-portable", "halfconv-default", "torch-eager+sdpa", "torch-eager+eager",
+        "fp32", *cuda_prepare.PEERS, "halfconv-portable", "halfconv-standard", "halfconv-default", "torch-eager+sdpa",
+        "torch-eager+eager",
     }  # fmt: skip
     bert, cnn = who("tiny_bert", 2, "cuda"), who("tiny_cnn", 2, "cuda")
     assert bert - on_cpu == {
-        "fp32-tf32", *(f"{name}+graph" for name in (*cuda_prepare.PEERS, "halfconv-default")), "torch-compile+sdpa",
-        "torch-compile+eager",
+        "fp32-tf32", *(f"{name}+graph" for name in (*cuda_prepare.PEERS, "halfconv-standard", "halfconv-default")),
+        "torch-compile+sdpa", "torch-compile+eager",
     }  # fmt: skip
     assert {"ort-optimizer+graph", "ort-optimizer+graph+nhwc", "halfconv-default+graph+nhwc", "torch-compile", "torch-eager"} < cnn
     assert not any("torch" in name for name in lineup(Case("zoo/x", None), tmp_path, "cuda", {}))
@@ -239,8 +260,8 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     prepared, target = tmp_path / "models", tmp_path / "cuda_cpu.json"
     run("prepare", prepared, "tiny_bert@2", "tiny_cnn@4", "--here", "--jobs", 2)
     assert {path.name for path in (prepared / "tiny_bert").iterdir()} >= {
-        "model.onnx", "halfconv.onnx", "halfconv-portable.onnx", "halfconv.onnx.profile.json", "ort-optimizer.onnx",
-        "ort-float16.onnx", "onnxconverter-common.onnx", "prepared.json",
+        "model.onnx", "halfconv.onnx", "halfconv-standard.onnx", "halfconv-portable.onnx", "halfconv.onnx.profile.json",
+        "ort-optimizer.onnx", "ort-float16.onnx", "onnxconverter-common.onnx", "prepared.json",
     }  # fmt: skip
     assert not list(prepared.glob("*/halfconv-bench-*"))
     run("run", prepared, target, "tiny_bert@2", "--provider", "cpu", "--quick")

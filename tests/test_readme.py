@@ -324,9 +324,8 @@ def test_rules_and_options_are_named() -> None:
     readme = text()
     for rule in {value.rule.partition(":")[0] for value in plan_model(find_model().path).plan.fp32()}:
         assert f"`{rule}" in readme, rule
-    known = {
-        name for command in cli.commands.values() for option in command.params for name in (*option.opts, *option.secondary_opts)
-    }
+    commands = [part for command in cli.commands.values() for part in (command, *getattr(command, "commands", {}).values())]
+    known = {name for command in commands for option in command.params for name in (*option.opts, *option.secondary_opts)}
     ours = "\n".join(page.read_text("utf-8") for page in filter(is_ours, pages()))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", ours))
     others = {"--halfconv-update", "--ignore-scripts", "--nproc-per-node", "--help"}  # of pytest's plugin, npm, torchrun and click

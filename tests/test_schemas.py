@@ -21,8 +21,8 @@ from halfconv.cli import main
 from halfconv.planning import plan_model
 
 NAMES = (
-    "baseline", "bench", "convert", "demo", "deploy", "diff", "doctor", "explain", "export", "formats", "inspect", "manifest",
-    "plan", "profile", "ranges", "sweep", "sweep_result", "train", "validate",
+    "baseline", "bench", "convert", "demo", "deploy", "diff", "doctor", "explain", "export", "formats", "inspect", "kernels",
+    "manifest", "plan", "profile", "ranges", "sweep", "sweep_result", "train", "validate",
 )  # fmt: skip
 
 

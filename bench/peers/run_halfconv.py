@@ -1,6 +1,7 @@
 """halfconv's library call with default options, to compare with the peers' calls.
 
-A fourth argument is another target, for which nothing is checked: `bench/cuda.py` measures drift itself, on the GPU.
+A fourth argument is another target, for which nothing is checked: `bench/cuda.py` measures drift itself, on the GPU. A fifth,
+``kernels``, asks for operators of halfconv's own.
 """
 
 import sys
@@ -12,8 +13,8 @@ from halfconv import convert  # lazy: asking for the name imports what it needs
 
 def run(source: str, output: str) -> None:
     """Convert one model."""
-    target = sys.argv[4:]
-    convert(source, output, target=(target or ["portable"])[0], check=not target)
+    target, *kernels = sys.argv[4:] or ["portable"]
+    convert(source, output, target=target, check=len(sys.argv) <= 4, kernels=kernels == ["kernels"])
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ def validate(
             simulation = simulate(half) if to and on == "simulate" else None
             ours = stack.enter_context(open_reference(source, on))
             theirs = stack.enter_context(_candidate(half, simulation, on))
+            warnings += [f"halfconv's CUDA kernels are not used: {theirs.problem}"] if theirs.problem else []
         with clock.stage("run"):
             used = given if given is not None else fitting_samples(source.model, count, seed, ours.run)
             # Accuracy that nobody asked for is given up where the labels fit no output.

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.check import LARGE_BYTES, load_in_child
+from halfconv.check import CUDA, LARGE_BYTES, load_in_child
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
 from halfconv.external import bytes_of, without_links
+from halfconv.runtime.kernels import library
 from halfconv.runtime.session_server import CPU, LEVELS
 from halfconv.runtime_process import RuntimeProcess, Session
 from halfconv.weight_files import room_for, weight_bytes, write_weights
@@ -36,6 +37,7 @@ class Evaluator:
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         provider: The provider that is asked first.
+        problem: Why halfconv's CUDA kernels are not used; "" if they are, or there are none.
     """
 
     def __init__(self, label: str, session: Session, kept: ExitStack):
@@ -44,6 +46,7 @@ class Evaluator:
         self.inputs = tuple(self._kinds)
         self.outputs: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
         self.provider: str = session.get_providers()[0]
+        self.problem = session.problem
 
     def run(self, feeds: Mapping[str, Any], sample: str, outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Run one sample.
@@ -113,7 +116,7 @@ def evaluate_file(
         file = kept.enter_context(without_links(path, files))
         for level in LEVELS[-1:] if large else LEVELS:
             try:
-                session = used.open(file, level, provider, mapped=large)
+                session = used.open(file, level, provider, mapped=large, library=library() if provider == CUDA else None)
             except InputError as error:
                 problem = " ".join(str(error).split())[:300]
                 continue

@@ -54,6 +54,10 @@ class Rewriter:
         self._fresh = Fresh(model)
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
+    def fresh(self, hint: str) -> str:
+        """Return a name that no value has."""
+        return self._fresh.name(hint)
+
     def constant(self, array: np.ndarray, hint: str) -> ir.Value:
         """Return an initializer with these numbers, the same for the same numbers."""
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -61,11 +65,13 @@ class Rewriter:
             self._constants[key] = self._fresh.constant(array, hint)
         return self._constants[key]
 
-    def lazy(self, compute: Callable[[], np.ndarray], shape: Sequence[int], hint: str) -> ir.Value:
-        """Return an FP32 initializer that is computed when it is read."""
+    def lazy(
+        self, compute: Callable[[], np.ndarray], shape: Sequence[int], hint: str, dtype: ir.DataType = ir.DataType.FLOAT
+    ) -> ir.Value:  # fmt: skip
+        """Return an initializer that is computed when it is read."""
         name = self._fresh.name(hint)
-        tensor = ir.LazyTensor(lambda: ir.Tensor(compute(), name=name), dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape), const_value=tensor)
+        tensor = ir.LazyTensor(lambda: ir.Tensor(compute(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
         self._fresh.graph.register_initializer(value)
         return value
 

@@ -178,6 +178,8 @@ class Sizes:
         second = node.inputs[1] if len(node.inputs) > 1 else None
         if node.op_type == "MatMul" and second is not None and second.shape is not None:
             return self._product(first, rank, second, second.shape.rank(), axis, depth)
+        if node.op_type == "Conv" and (axis == 0 or (axis > 1 and _keeps(node, second, axis - 2, rank - 2))):
+            return self.size(first, axis, depth)
         if node.op_type.startswith("Reduce") and node.attributes.get_int("keepdims", True):
             axes = axes_of(node)
             return None if not axes else 1 if axis in {place % rank for place in axes} else self.size(first, axis, depth)
@@ -286,6 +288,20 @@ class Sizes:
             rest = _quotient(before, [size for axis, size in enumerate(sizes) if axis != place])
             sizes[place] = (output, place) if rest is None else rest
         return sizes
+
+
+def _keeps(conv: ir.Node, weight: ir.Value | None, axis: int, rank: int) -> bool:
+    """Tell whether a convolution leaves the size of a spatial axis as it is."""
+    attributes = conv.attributes
+    strides, dilations = (attributes[n].as_ints() if n in attributes else [1] * rank for n in ("strides", "dilations"))
+    kernel = weight.shape[axis + 2] if weight is not None and weight.shape is not None else None
+    if strides[axis] != 1 or not isinstance(kernel, int):
+        return False
+    kind = attributes.get_string("auto_pad", "NOTSET")
+    if kind in ("SAME_UPPER", "SAME_LOWER"):
+        return True
+    pads = attributes["pads"].as_ints() if "pads" in attributes and kind != "VALID" else [0] * 2 * rank
+    return pads[axis] + pads[axis + rank] == (kernel - 1) * dilations[axis]
 
 
 def _computed(op: str, first: list[Size] | None, second: list[Size] | None) -> list[Size] | None:

@@ -84,6 +84,10 @@ def show_convert(result: ConvertResult, console: Console) -> None:
         f"  weights: {weights['half']} half, {weights['float']} FP32, {weights['both']} both"
         + (f"; fused: {_pairs(result.fusions)}" if result.fusions else "")
     )
+    if result.kernels is not None:
+        console.print(f"  operators of halfconv's own: {_pairs(result.kernels.operators) or 'none'}")
+        for (name, reason), count in Counter((refusal.fusion, refusal.reason) for refusal in result.kernels.refused).most_common(4):
+            console.print(f"  no {name}{f' at {count} nodes' if count > 1 else ''}: {_plain(reason)}")
     if result.check is None:
         console.print("  not checked")
     elif result.check.loaded:

@@ -29,6 +29,7 @@ def show_doctor(report: DoctorReport, console: Console) -> None:
     console.print(f"NVIDIA driver: {_plain(_driver(found))}")
     for index, device in enumerate(found.driver.devices):
         console.print(f"  GPU {index}: {_plain(_device(device))}")
+    console.print(_plain(report.kernels.sentence()))
     if found.libraries:
         console.print(_libraries(found))
     console.print(_providers(report))

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import EnvironmentProblem, InputError
 from .device import GATE, Stream
+from .kernels import register
 from .placement import Placement, assigned, measured
 from .settings import CUDA, LEVELS, PROVIDERS, TENSORRT, digest
 from .tensorrt import EngineOptions, engine_folder, engine_options, unspeakable
@@ -45,6 +46,7 @@ class Wishes:
         graph: Whether CUDA graphs are wanted.
         strict: Whether no node may run on the CPU.
         engine: How TensorRT builds its engines.
+        kernels: Whether halfconv's library of CUDA kernels is registered.
     """
 
     choices: tuple[str, ...]
@@ -56,6 +58,7 @@ class Wishes:
     graph: bool = False
     strict: bool = False
     engine: EngineOptions = field(default_factory=EngineOptions)
+    kernels: bool = False
 
 
 class Loaded:
@@ -150,6 +153,11 @@ def _load(source: str | bytes, wishes: Wishes, choice: str) -> Loaded:
     notes: list[str] = []
     if choice == "tensorrt":
         wishes = _with_engine(source, wishes, onnxruntime.__version__, notes)
+    if choice == "cuda":
+        with GATE.load():
+            problem = register(onnxruntime.SessionOptions())  # which tells whether it can be
+        notes += [problem] if problem else []
+        wishes = replace(wishes, kernels=not problem)
     folder = _folder(notes)
     stream = _stream(wishes) if wishes.graph else None
     try:
@@ -284,6 +292,8 @@ def _session(
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if wishes.strict:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if wishes.kernels:
+        register(options)
     if wishes.strict and len(names) > 1:  # ONNX Runtime refuses to be given the CPU that it must not fall back to
         names = tuple(name for name in names if name != PROVIDERS["cpu"][0])
     providers = [(name, _options(name, wishes, stream)) for name in names]

@@ -113,7 +113,7 @@ class Server:
     def __init__(self) -> None:
         self._sessions: dict[int, Any] = {}
 
-    def open(self, source: str | bytes, level: str, provider: str, mapped: bool, threads: int) -> list[Any]:
+    def open(self, source: str | bytes, level: str, provider: str, mapped: bool, threads: int, library: str = "") -> list[Any]:
         """Open a session.
 
         Args:
@@ -122,9 +122,11 @@ class Server:
             provider: Execution provider; CPU is always the fallback.
             mapped: Whether weights in external files stay there, mapped into memory: what would copy them is left out.
             threads: How many compute; 0 leaves it to the runtime.
+            library: Kernels of operators of a library; empty for none.
 
         Returns:
-            Its number, (name, type, shape) of inputs and of outputs, the providers that it has, and ONNX Runtime's version.
+            Its number, (name, type, shape) of inputs and of outputs, the providers that it has, ONNX Runtime's version, and why
+            the library cannot be used, "" if it can.
         """
         import onnxruntime
 
@@ -136,6 +138,12 @@ class Server:
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        problem = ""
+        if library:
+            try:
+                options.register_custom_ops_library(library)
+            except Exception as error:
+                problem = f"{library} cannot be registered: {' '.join(str(error).split())[:300]}"
         providers = list(dict.fromkeys([provider, CPU]))
         left_out = ["ConstantFolding"] if mapped else []
         session = onnxruntime.InferenceSession(source, options, providers=providers, disabled_optimizers=left_out)
@@ -144,7 +152,7 @@ class Server:
         inputs, outputs = (
             [(value.name, value.type, value.shape) for value in side] for side in (session.get_inputs(), session.get_outputs())
         )
-        return [number, inputs, outputs, session.get_providers(), onnxruntime.__version__]
+        return [number, inputs, outputs, session.get_providers(), onnxruntime.__version__, problem]
 
     def run(self, number: int, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Run a session."""

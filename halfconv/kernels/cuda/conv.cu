@@ -1,0 +1,57 @@
+// Convolutions channels last with bias, residual and activation, in one kernel of cuDNN.
+#include "graphs.h"
+#include "operators.h"
+
+namespace halfconv {
+namespace {
+
+enum Number : int64_t { kX = 1, kW, kB, kR, kY };
+
+using Dims = std::vector<int64_t>;
+
+// A tensor [n, c, h, w] whose channels lie side by side.
+std::shared_ptr<fe::graph::Tensor_attributes> tensor(fe::graph::Graph& graph, Number number, const Dims& dims) {
+  const auto c = dims[1], h = dims[2], w = dims[3];
+  return graph.tensor(fe::graph::Tensor_attributes().set_uid(number).set_dim(dims).set_stride({c * h * w, 1, c * w, c}));
+}
+
+}  // namespace
+
+void Conv::operator()(const ort::Run& run) const {
+  const auto x = run.input(0), w = run.input(1), b = run.input(2);
+  const auto r = epilogue_.residual ? run.input(3) : ort::Tensor{};
+  const auto out = [&](int axis) {
+    const auto reach = dilations_[axis] * (w.shape[1 + axis] - 1) + 1;
+    return (x.shape[1 + axis] + pads_[axis] + pads_[2 + axis] - reach) / strides_[axis] + 1;
+  };
+  const Dims found{x.shape[0], out(0), out(1), w.shape[0]};
+  const auto y = run.output(0, found);
+  if (found[0] == 0) return;
+  Dims key{device(), static_cast<int64_t>(epilogue_.activation), epilogue_.residual};
+  for (const auto* part : {&x.shape, &w.shape, &strides_, &pads_, &dilations_}) key.insert(key.end(), part->begin(), part->end());
+  static Cache<Graph> known;
+  const auto graph = known.get(key, [&] {
+    return std::make_shared<Graph>([&](fe::graph::Graph& made) {
+      const auto point = [](fe::PointwiseMode_t mode) { return fe::graph::Pointwise_attributes().set_mode(mode); };
+      const Dims like{found[0], found[3], found[1], found[2]};
+      auto value = made.conv_fprop(tensor(made, kX, {x.shape[0], x.shape[3], x.shape[1], x.shape[2]}),
+                                   tensor(made, kW, {w.shape[0], w.shape[3], w.shape[1], w.shape[2]}),
+                                   fe::graph::Conv_fprop_attributes()
+                                       .set_pre_padding({pads_[0], pads_[1]})
+                                       .set_post_padding({pads_[2], pads_[3]})
+                                       .set_stride(strides_)
+                                       .set_dilation(dilations_));
+      value = made.pointwise(value, tensor(made, kB, {1, w.shape[0], 1, 1}), point(fe::PointwiseMode_t::ADD));
+      if (epilogue_.residual) value = made.pointwise(value, tensor(made, kR, like), point(fe::PointwiseMode_t::ADD));
+      if (epilogue_.activation == Activation::kRelu) value = made.pointwise(value, point(fe::PointwiseMode_t::RELU_FWD));
+      const auto c = like[1], height = like[2], width = like[3];
+      value->set_output(true).set_uid(kY).set_data_type(fe::DataType_t::HALF).set_dim(like).set_stride(
+          {c * height * width, 1, c * width, c});
+    });
+  });
+  Graph::Pointers pointers{{kX, x.data}, {kW, w.data}, {kB, b.data}, {kY, y.data}};
+  if (epilogue_.residual) pointers[kR] = r.data;
+  graph->run(pointers, static_cast<cudaStream_t>(run.stream()));
+}
+
+}  // namespace halfconv

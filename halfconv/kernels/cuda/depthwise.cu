@@ -1,0 +1,164 @@
+// Depthwise convolutions channels last, and the LayerNormalization that follows them in ConvNeXt.
+//
+// A block copies a tile of pixels, with what the filter reaches around it, and the filter into shared memory, for up to 96 channels.
+// A thread then computes a row of the tile for two neighbouring channels.
+#include <cuda_fp16.h>
+#include <cuda_pipeline_primitives.h>
+
+#include "operators.h"
+
+namespace halfconv {
+namespace {
+
+constexpr int kWarp = 32, kRows = 7, kEight = 8, kMostChannels = 96;
+
+struct Sizes {
+  int height, width, channels;  // of the input and of the output
+  int top, left;                // padding
+  int chunk;                    // channels of a block
+};
+
+template <int Filter, int Columns>
+__global__ void depthwise(const __half* __restrict__ x, const __half* __restrict__ w, const __half* __restrict__ b,
+                          __half2* __restrict__ y, Sizes sizes) {
+  constexpr int kHigh = kRows + Filter - 1, kWide = Columns + Filter - 1;
+  extern __shared__ uint4 shared[];
+  auto* inputs = reinterpret_cast<__half*>(shared);                                      // [kHigh, kWide, chunk]
+  auto* weights = reinterpret_cast<float2*>(inputs + kHigh * kWide * sizes.chunk);       // [Filter, Filter, chunk / 2]
+  const int across = (sizes.width + Columns - 1) / Columns;
+  const int row = blockIdx.x / across * kRows, column = blockIdx.x % across * Columns, first = blockIdx.y * sizes.chunk;
+  const int64_t image = int64_t{blockIdx.z} * sizes.height * sizes.width;
+  const int pieces = sizes.chunk / kEight, pairs = sizes.chunk / 2;
+  for (int i = threadIdx.x; i < kHigh * kWide * pieces; i += blockDim.x) {
+    const int pixel = i / pieces, piece = i % pieces;
+    const int h = row + pixel / kWide - sizes.top, v = column + pixel % kWide - sizes.left;
+    const bool inside = h >= 0 && h < sizes.height && v >= 0 && v < sizes.width;
+    const int64_t place = inside ? (image + int64_t{h} * sizes.width + v) * sizes.channels + first + piece * kEight : 0;
+    __pipeline_memcpy_async(inputs + i * kEight, x + place, sizeof(uint4), inside ? 0 : sizeof(uint4));
+  }
+  __pipeline_commit();
+  for (int i = threadIdx.x; i < Filter * Filter * pairs; i += blockDim.x)
+    weights[i] = __half22float2(*reinterpret_cast<const __half2*>(w + i / pairs * sizes.channels + first + i % pairs * 2));
+  __pipeline_wait_prior(0);
+  __syncthreads();
+  const int lane = threadIdx.x % pairs, line = threadIdx.x / pairs;
+  if (line >= kRows || row + line >= sizes.height) return;
+  float2 sums[Columns];
+  const float2 bias = __half22float2(*reinterpret_cast<const __half2*>(b + first + lane * 2));
+#pragma unroll
+  for (int j = 0; j < Columns; ++j) sums[j] = bias;
+#pragma unroll 1
+  for (int ky = 0; ky < Filter; ++ky) {
+    const auto* from = reinterpret_cast<const __half2*>(inputs) + (line + ky) * kWide * pairs + lane;
+    float2 values[kWide], filter[Filter];
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) values[j] = __half22float2(from[j * pairs]);
+#pragma unroll
+    for (int kx = 0; kx < Filter; ++kx) filter[kx] = weights[(ky * Filter + kx) * pairs + lane];
+#pragma unroll
+    for (int kx = 0; kx < Filter; ++kx)
+#pragma unroll
+      for (int j = 0; j < Columns; ++j) {
+        sums[j].x = fmaf(values[j + kx].x, filter[kx].x, sums[j].x);
+        sums[j].y = fmaf(values[j + kx].y, filter[kx].y, sums[j].y);
+      }
+  }
+  __half2* to = y + ((image + int64_t{row + line} * sizes.width + column) * sizes.channels + first) / 2 + lane;
+#pragma unroll
+  for (int j = 0; j < Columns; ++j)
+    if (column + j < sizes.width) to[j * sizes.channels / 2] = __float22half2_rn(sums[j]);
+}
+
+// The channels of a block: as many as fit, that divide all.
+int chunk_of(int channels) {
+  for (int chunk = kMostChannels; chunk > kEight; chunk -= kEight)
+    if (channels % chunk == 0) return chunk;
+  return kEight;
+}
+
+template <int Filter, int Columns>
+void launch(const void* x, const void* w, const void* b, void* y, int64_t images, Sizes sizes, cudaStream_t stream) {
+  constexpr int kHigh = kRows + Filter - 1, kWide = Columns + Filter - 1;
+  sizes.chunk = chunk_of(sizes.channels);
+  const int tiles = (sizes.height + kRows - 1) / kRows * ((sizes.width + Columns - 1) / Columns);
+  const int threads = (kRows * sizes.chunk / 2 + kWarp - 1) / kWarp * kWarp;
+  const size_t shared = (kHigh * kWide + 2 * Filter * Filter) * sizes.chunk * sizeof(__half);
+  const auto kernel = depthwise<Filter, Columns>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), "shared memory");
+  kernel<<<dim3(tiles, sizes.channels / sizes.chunk, static_cast<unsigned>(images)), threads, shared, stream>>>(
+      static_cast<const __half*>(x), static_cast<const __half*>(w), static_cast<const __half*>(b), static_cast<__half2*>(y),
+      sizes);
+  check(cudaGetLastError(), "depthwise");
+}
+
+constexpr int kNormThreads = 128, kNormPairs = 16;  // pairs of channels of a lane: up to 1,024 channels
+
+__device__ inline float sum_of_warp(float value) {
+#pragma unroll
+  for (int step = kWarp / 2; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// Normalises rows in place, a warp each.
+__global__ void layer_norm(__half2* y, const __half2* __restrict__ gamma, const __half2* __restrict__ beta, int64_t rows, int pairs,
+                           float epsilon) {
+  const int64_t row = (int64_t{blockIdx.x} * kNormThreads + threadIdx.x) / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  if (row >= rows) return;
+  float2 values[kNormPairs];
+  float sum = 0, squares = 0;
+#pragma unroll
+  for (int i = 0; i < kNormPairs; ++i) {
+    const int pair = i * kWarp + lane;
+    values[i] = pair < pairs ? __half22float2(y[row * pairs + pair]) : float2{0, 0};
+    sum += values[i].x + values[i].y;
+  }
+  const float mean = sum_of_warp(sum) / (2 * pairs);
+#pragma unroll
+  for (int i = 0; i < kNormPairs; ++i)
+    if (i * kWarp + lane < pairs) {
+      values[i].x -= mean, values[i].y -= mean;
+      squares += values[i].x * values[i].x + values[i].y * values[i].y;
+    }
+  const float factor = rsqrtf(sum_of_warp(squares) / (2 * pairs) + epsilon);
+#pragma unroll
+  for (int i = 0; i < kNormPairs; ++i) {
+    const int pair = i * kWarp + lane;
+    if (pair >= pairs) continue;
+    const float2 scale = __half22float2(gamma[pair]), shift = __half22float2(beta[pair]);
+    y[row * pairs + pair] = __floats2half2_rn(fmaf(values[i].x * factor, scale.x, shift.x), fmaf(values[i].y * factor, scale.y, shift.y));
+  }
+}
+
+}  // namespace
+
+void DepthwiseConv::operator()(const ort::Run& run) const {
+  const auto x = run.input(0), w = run.input(1), b = run.input(2);
+  const auto y = run.output(0, x.shape);
+  const int64_t images = x.shape[0], rows = x.rows();
+  if (rows == 0) return;
+  const Sizes sizes{static_cast<int>(x.shape[1]), static_cast<int>(x.shape[2]), static_cast<int>(x.last()),
+                    static_cast<int>(pads_[0]), static_cast<int>(pads_[1]), 0};
+  const auto stream = static_cast<cudaStream_t>(run.stream());
+  const auto filter = w.shape[0] == w.shape[1] ? w.shape[0] : 0;
+  const auto compute = [&](size_t way) {
+    const auto call = [&](auto kernel) { kernel(x.data, w.data, b.data, y.data, images, sizes, stream); };
+    if (filter == 3) return call(way == 0 ? launch<3, 14> : launch<3, 7>);
+    if (filter == 5) return call(way == 0 ? launch<5, 14> : launch<5, 7>);
+    if (filter == 7) return call(way == 0 ? launch<7, 14> : launch<7, 7>);
+    throw std::runtime_error("depthwise filters must be 3, 5 or 7 high and wide");
+  };
+  static Cache<size_t> known;
+  compute(*known.get({device(), images, sizes.height, sizes.width, sizes.channels, filter},
+                     [&] { return std::make_shared<size_t>(fastest(stream, 2, compute)); }));
+  if (!norm_) return;
+  const auto gamma = run.input(3), beta = run.input(4);
+  const int pairs = sizes.channels / 2;
+  if (pairs > kNormPairs * kWarp) throw std::runtime_error("at most 1024 channels can be normalised");
+  const auto blocks = (rows * kWarp + kNormThreads - 1) / kNormThreads;
+  layer_norm<<<blocks, kNormThreads, 0, stream>>>(static_cast<__half2*>(y.data), static_cast<const __half2*>(gamma.data),
+                                                  static_cast<const __half2*>(beta.data), rows, pairs, epsilon_);
+  check(cudaGetLastError(), "layer_norm");
+}
+
+}  // namespace halfconv

@@ -1,0 +1,82 @@
+"""What the rules share that put operators of ``com.halfconv`` in: weights in another form, sizes, and what fits a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from halfconv.graph.rules import Rewriter
+from halfconv.graph.typegroups import is_weight
+from halfconv.kernels.operators import DOMAIN
+
+__all__ = ["ALIGNED", "HALF", "bias_of", "half_weight", "is_half", "is_own", "last_bias", "reshaped", "same_shape", "zeros"]
+
+HALF = ir.DataType.FLOAT16
+#: Channels come in multiples of this: a kernel reads 16 bytes at once.
+ALIGNED = 8
+
+
+def is_half(*values: ir.Value | None) -> bool:
+    """Tell whether all values are there, and FP16 tensors."""
+    return all(value is not None and value.dtype == HALF and isinstance(value.type, ir.TensorType) for value in values)
+
+
+def half_weight(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the dimensions of a value that is an FP16 constant; None if it is none."""
+    if value is None or not is_half(value) or not is_weight(value) or value.const_value is None:
+        return None
+    return tuple(value.const_value.shape.numpy())
+
+
+def is_own(node: ir.Node | None, *names: str) -> bool:
+    """Tell whether a node is one of these operators of ours; of any of ours if none is named."""
+    return node is not None and node.domain == DOMAIN and (not names or node.op_type in names)
+
+
+def reshaped(
+    weight: ir.Value, form: str, shape: Sequence[int], change: Callable[[np.ndarray], np.ndarray], rewriter: Rewriter
+) -> ir.Value:  # fmt: skip
+    """Return a weight in another form, made when it is read; the same for all who ask.
+
+    Args:
+        weight: The weight.
+        form: What the form is called.
+        shape: Its dimensions.
+        change: Makes it.
+        rewriter: Adds it.
+    """
+    tensor = weight.const_value
+    assert tensor is not None
+    if tuple(tensor.shape.numpy()) == tuple(shape) and form == "bias":
+        return weight
+    key = (weight, form)
+    if key not in rewriter.shared:
+        rewriter.shared[key] = rewriter.lazy(
+            lambda: np.ascontiguousarray(change(tensor.numpy()).reshape(shape)), shape, f"{weight.name}_{form}", HALF
+        )  # fmt: skip
+    return rewriter.shared[key]
+
+
+def zeros(size: int, rewriter: Rewriter) -> ir.Value:
+    """Return the bias of what has none."""
+    return rewriter.constant(np.zeros(size, np.float16), f"zeros_{size}")
+
+
+def last_bias(value: ir.Value | None, size: int, rank: int) -> bool:
+    """Tell whether a value is a constant that is added along the last axis of a tensor of this rank."""
+    dims = half_weight(value)
+    return dims is not None and 0 < len(dims) <= rank and dims[-1] == size and all(dim == 1 for dim in dims[:-1])
+
+
+def bias_of(value: ir.Value, rewriter: Rewriter) -> ir.Value:
+    """Return such a constant as a vector."""
+    assert value.const_value is not None
+    return reshaped(value, "bias", (value.const_value.size,), lambda array: array, rewriter)
+
+
+def same_shape(first: ir.Value, second: ir.Value, rewriter: Rewriter) -> bool:
+    """Tell whether two values have one shape, whatever the sizes that are not known."""
+    sizes = rewriter.sizes.of(first)
+    return sizes is not None and sizes == rewriter.sizes.of(second)

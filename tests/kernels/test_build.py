@@ -1,0 +1,171 @@
+"""The library of kernels: how it is compiled, and that what it knows of ONNX Runtime's API is so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+import onnxruntime
+import pytest
+
+from halfconv.errors import EnvironmentProblem
+from halfconv.kernels.build import HEADERS, SOURCES, build
+from halfconv.runtime.kernels import library
+
+#: An operator for the CPU that uses all of ort.h: Y = factor * X, with sizes and the attribute `shift` added in.
+OPERATOR = """
+#include <cstring>
+#include <limits>
+#include "ort.h"
+namespace {
+struct Node { const ort::Api* api; float factor; std::vector<int64_t> shift; int64_t more; };
+ort::CustomOp op;
+}
+extern "C" ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
+  const auto* api = base->api(ort::kVersion);
+  std::memset(&op, 0, sizeof op);
+  op.version = ort::kVersion;
+  op.name = [](const ort::CustomOp*) { return "Scaled"; };
+  op.provider = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
+  op.inputs = [](const ort::CustomOp*) -> size_t { return 1; };
+  op.outputs = op.inputs;
+  op.input_type = [](const ort::CustomOp*, size_t) { return 1; };
+  op.output_type = op.input_type;
+  op.input_characteristic = [](const ort::CustomOp*, size_t) { return 0; };
+  op.output_characteristic = op.input_characteristic;
+  op.input_memory = op.input_characteristic;
+  op.create_checked = [](const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info, void** made) -> ort::Status* {
+    try {
+      ort::Attributes known(api, info);
+      *made = new Node{api, known.number("factor"), known.integers("shift"), known.integer("more")};
+      return nullptr;
+    } catch (const std::exception& error) { return ort::failed(api, error.what()); }
+  };
+  op.compute_checked = [](void* state, ort::KernelContext* context) -> ort::Status* {
+    const auto& node = *static_cast<Node*>(state);
+    try {
+      ort::Run run(node.api, context);
+      const auto x = run.input(0);
+      if (x.last() == 1) throw std::runtime_error("one column is too few");
+      const auto y = run.output(0, x.shape);
+      for (int64_t i = 0; i < x.rows() * x.last(); ++i)
+        static_cast<float*>(y.data)[i] =
+            node.factor * static_cast<float*>(x.data)[i] + node.shift[0] + 10 * node.shift[1] + node.more;
+      return nullptr;
+    } catch (const std::exception& error) { return ort::failed(node.api, error.what()); }
+  };
+  op.destroy = [](void* state) { delete static_cast<Node*>(state); };
+  op.first_version = [](const ort::CustomOp*) { return 1; };
+  op.last_version = [](const ort::CustomOp*) { return std::numeric_limits<int>::max(); };
+  op.may_inplace = [](int**, int**) -> size_t { return 0; };
+  op.alias = op.may_inplace;
+  ort::Domain* domain = nullptr;
+  const auto make = ort::function<ort::Status* (*)(const char*, ort::Domain**)>(api, ort::kCreateCustomOpDomain);
+  ort::check(api, make("test.ops", &domain));
+  ort::check(api, ort::function<ort::Status* (*)(ort::Domain*, const ort::CustomOp*)>(api, ort::kCustomOpDomainAdd)(domain, &op));
+  return ort::function<ort::Status* (*)(ort::SessionOptions*, ort::Domain*)>(api, ort::kAddCustomOpDomain)(options, domain);
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_the_table_of_functions_is_onnx_runtimes(tmp_path: Path) -> None:
+    """Attributes, sizes, data and errors go through the places that ort.h names, in the ONNX Runtime that is installed."""
+    source, made = tmp_path / "op.cc", tmp_path / "op.so"
+    source.write_text(OPERATOR)
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-I", str(SOURCES), str(source), "-o", str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "test.ops": 1]> g (float[a, b] x) => (float[a, b] y) '
+        "{ y = test.ops.Scaled <factor = 3.0, shift = [1, 2], more = 100> (x) }"
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(made))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert np.array_equal(session.run(None, {"x": x})[0], 3 * x + 121)
+    with pytest.raises(Exception, match="one column is too few"):
+        session.run(None, {"x": x[:, :1]})
+
+
+def fake(folder: Path, body: str) -> Path:
+    """Make a compiler that is a script."""
+    path = folder / "bin" / "nvcc"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    release = 'case "$1" in --version) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit 0;; esac'
+    path.write_text(f"#!/bin/sh\n{release}\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+WRITES = 'while [ $# -gt 0 ]; do if [ "$1" = -o ]; then echo made > "$2"; fi; shift; done'
+
+
+@pytest.fixture
+def headers(tmp_path: Path) -> Path:
+    """A folder that has a file of each header's name."""
+    for name in HEADERS:
+        path = tmp_path / "headers" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "headers"
+
+
+def test_all_sources_are_compiled_and_the_library_is_put_where_sessions_look(
+    tmp_path: Path, headers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HALFCONV_KERNELS", raising=False)
+    log = tmp_path / "log"
+    made = build(fake(tmp_path, f'echo "$@" >> {log}\n{WRITES}'), [headers])
+    assert made == library() and made.read_text() == "made\n"
+    commands = log.read_text().splitlines()
+    for source in SOURCES.glob("*.cu"):
+        assert sum(str(source) in command.split() for command in commands) == 1
+    (link,) = [command for command in commands if "--no-as-needed" in command]
+    assert all(f"-l{name}" in link for name in ("cudart", "cublasLt", "cudnn"))
+    assert {part.name for part in made.parent.iterdir()} == {made.name}  # nothing is left
+
+
+def test_a_compilers_error_is_told_and_the_old_library_stays(tmp_path: Path, headers: Path) -> None:
+    target = tmp_path / "out" / "library.so"
+    target.parent.mkdir()
+    target.write_text("old")
+    compiler = fake(tmp_path, 'echo "linear.cu(7): error: no such thing" >&2; exit 1')
+    with pytest.raises(EnvironmentProblem, match=r"nvcc failed: linear.cu\(7\): error: no such thing"):
+        build(compiler, [headers], target)
+    assert target.read_text() == "old" and [path.name for path in target.parent.iterdir()] == ["library.so"]
+
+
+@pytest.mark.parametrize("missing", HEADERS)
+def test_a_missing_header_is_named_with_its_package(tmp_path: Path, headers: Path, missing: str) -> None:
+    (headers / missing).unlink()
+    with pytest.raises(EnvironmentProblem) as caught:
+        build(fake(tmp_path, WRITES), [headers], tmp_path / "library.so")
+    assert missing in str(caught.value) and f"pip install {HEADERS[missing].format(13)}" in str(caught.value)
+    assert not (tmp_path / "library.so").exists()
+
+
+def test_a_missing_compiler_is_named(tmp_path: Path, headers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr("halfconv.kernels.build._packages", lambda: iter(()))
+    with pytest.raises(EnvironmentProblem, match="nvcc is missing"):
+        build(None, [headers], tmp_path / "library.so")
+    with pytest.raises(EnvironmentProblem, match="cannot be run"):
+        build(tmp_path / "nowhere", [headers], tmp_path / "library.so")
+    other = tmp_path / "other"
+    other.write_text("#!/bin/sh\necho hello\n")
+    other.chmod(0o755)
+    with pytest.raises(EnvironmentProblem, match="is not nvcc"):
+        build(other, [headers], tmp_path / "library.so")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", os.defpath)
+    assert build(fake(tmp_path, WRITES), [headers], tmp_path / "library.so").is_file()
