@@ -66,8 +66,8 @@ def blocks(language: str, page: Path | None = None) -> list[str]:
 
 
 def block(language: str, words: str) -> str:
-    """The one block of a language, on whatever page, that holds these words."""
-    found = [body for body in blocks(language) if words in body]
+    """The one block of a language that holds these words, on whatever page, or the same on several."""
+    found = list(dict.fromkeys(body for body in blocks(language) if words in body))
     assert len(found) == 1, f"{len(found)} {language} blocks with {words!r}"
     return found[0]
 

@@ -226,6 +226,19 @@ def make_cuda() -> str:
     return markdown(json.loads(file.read_text("utf-8")), file.relative_to(ROOT).as_posix())
 
 
+def make_digits() -> str:
+    from bench import train_table
+
+    return "\n".join(train_table.digits(results("digits_h200")))
+
+
+def make_training() -> str:
+    from bench import train_table
+
+    measured = [name for name in ("train_h200", "train_cpu") if (RESULTS.parent / f"{name}.json").is_file()]
+    return "\n\n".join("\n".join(train_table.training(results(name))) for name in measured)
+
+
 def cuda_results() -> list[Path]:
     """Results of `bench/cuda.py`."""
     return sorted(RESULTS.parent.glob("cuda_h[0-9]*.json"))
@@ -356,4 +369,6 @@ MAKERS: dict[str, Callable[[], str]] = {
     "versions": make_versions,
     "api": make_api,
     "cuda": make_cuda,
+    "digits": make_digits,
+    "training": make_training,
 }

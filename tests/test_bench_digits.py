@@ -49,3 +49,14 @@ def test_a_fold_is_trained_and_converted_in_each_precision(tmp_path: Path) -> No
         assert row["images"] in (359, 360) and "cuda" not in row
         assert 0.8 < row["trained"] <= 1 and row["exported"] == pytest.approx(row["trained"], abs=1e-5)
         assert row["simulated"] == pytest.approx(row["exported"], abs=0.01)
+
+
+def test_what_the_documentation_says_of_the_committed_result() -> None:
+    rows = json.loads((ROOT / "bench" / "results" / "digits_h200.json").read_text("utf-8"))["rows"]
+    assert [row["who"] for row in rows] == ["train-fp32", "train-fp16", "train-bf16"]
+    trained = [row["trained"] for row in rows]
+    assert min(trained) >= 0.98 and max(trained) - min(trained) <= 0.005
+    for row in rows:
+        assert row["images"] == 1797
+        for stage in ("exported", "simulated", "cuda"):
+            assert abs(row[stage] - row["trained"]) <= 0.002

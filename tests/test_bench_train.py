@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from bench import tools, train
+from halfconv.recipes.catalog import NAMES, load_recipe
 
 ROOT = Path(train.__file__).parents[1]
 
@@ -96,3 +98,29 @@ def test_recipes_and_random_numbers_are_trained_in_each_precision(tmp_path: Path
     for row in rows:
         assert "error" not in row and row["step_ms"] > 0 and row["peak_mb"] > 50 and row["skipped"] == 0
         assert (row["metric"] is None) == ("@" in row["case"])
+
+
+def committed() -> dict[tuple[str, str], dict[str, Any]]:
+    """The committed rows of a GPU, by case and precision."""
+    rows = json.loads((ROOT / "bench" / "results" / "train_h200.json").read_text("utf-8"))["rows"]
+    return {(row["case"], row["who"].removeprefix("train-")): row for row in rows}
+
+
+def test_on_a_gpu_every_recipe_reaches_what_it_promises_in_every_precision() -> None:
+    pytest.importorskip("torch")
+    found = committed()
+    for name, precision in itertools.product(NAMES, train.PRECISIONS["cuda"]):
+        assert found[name, precision]["metric"] >= load_recipe(name).threshold, (name, precision)
+
+
+def test_what_the_documentation_says_of_time_and_memory() -> None:
+    found = committed()
+    for name, half in itertools.product(NAMES, ("fp16", "bf16")):
+        assert found[name, half]["step_ms"] > 0.95 * found[name, "fp32"]["step_ms"]
+        assert found[name, "fp16"]["step_ms"] > 1.1 * found[name, "fp32"]["step_ms"]
+        assert found[name, half]["metric"] >= found[name, "fp32"]["metric"] - 0.005
+    for half in ("fp16", "bf16"):
+        row, whole, rounded = (found["resnet50@64", kind] for kind in (half, "fp32", "tf32"))
+        assert row["step_ms"] < 0.5 * whole["step_ms"]
+        assert row["peak_mb"] < 0.6 * min(whole["peak_mb"], rounded["peak_mb"])
+        assert row["step_ms"] == pytest.approx(rounded["step_ms"], rel=0.1)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -89,9 +90,18 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands))
+#: Commands, and those inside a group by its name and theirs.
+COMMANDS = {
+    " ".join(names): command
+    for name, known in cli.commands.items()
+    for names, command in ([((name, inner), part) for inner, part in known.commands.items()] if isinstance(known, click.Group)
+                           else [((name,), known)])
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_them(name: str) -> None:
-    named = {option for known in cli.commands[name].params for option in known.opts}
+    named = {option for known in COMMANDS[name].params for option in known.opts}
     assert {"--json", "--quiet", "-q", "--verbose", "-v"} <= named
 
 

@@ -104,7 +104,10 @@ def define(name: str, opset: int) -> ir.Function:
         f'<domain: "{DOMAIN}", opset_import: [{imports}]>\n'
         f"{name} {attributes} ({', '.join(row.inputs)}) => (Y) {{ {row.body} }}"
     )
-    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+    function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
+    for node in function:  # ONNX Runtime 1.20 names what it fuses after them, and refuses a name that comes twice
+        node.name = node.outputs[0].name
+    return function
 
 
 def used(nodes: Iterable[ir.Node]) -> dict[str, int]:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.graph.rules import Rewriter
+from halfconv.graph.rules import Outcome, Rewriter
+from halfconv.graph.transposes import dropped
 from halfconv.graph.typegroups import is_weight
 from halfconv.kernels.operators import DOMAIN
 
-__all__ = ["ALIGNED", "HALF", "bias_of", "half_weight", "is_half", "is_own", "last_bias", "reshaped", "same_shape", "zeros"]
+__all__ = [
+    "ALIGNED", "HALF", "bias_of", "half_weight", "is_half", "is_own", "last_bias", "reshaped", "same_shape", "stored", "zeros",
+]  # fmt: skip
 
 HALF = ir.DataType.FLOAT16
 #: Channels come in multiples of this: a kernel reads 16 bytes at once.
@@ -57,6 +60,17 @@ def reshaped(
             lambda: np.ascontiguousarray(change(tensor.numpy()).reshape(shape)), shape, f"{weight.name}_{form}", HALF
         )  # fmt: skip
     return rewriter.shared[key]
+
+
+def stored(transpose: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Store a weight as a Transpose would give it: definitions of operators of ours leave such, once they are written out."""
+    weight, output = transpose.inputs[0], transpose.outputs[0]
+    dims = half_weight(weight)
+    if transpose.domain or weight is None or dims is None or output.is_graph_output():
+        return None
+    perm = list(transpose.attributes["perm"].as_ints()) if "perm" in transpose.attributes else list(range(len(dims)))[::-1]
+    form, shape = "by_" + "".join(map(str, perm)), [dims[axis] for axis in perm]
+    return lambda: dropped(transpose, reshaped(weight, form, shape, lambda array: array.transpose(perm), rewriter))()
 
 
 def zeros(size: int, rewriter: Rewriter) -> ir.Value:

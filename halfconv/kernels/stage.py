@@ -17,6 +17,7 @@ from halfconv.graph.sweep import sweep
 from halfconv.kernels.attention import attention
 from halfconv.kernels.channels_last import ChannelsLastPass
 from halfconv.kernels.operators import DOMAIN, OPERATORS, VERSION, define, used
+from halfconv.kernels.parts import stored
 from halfconv.kernels.products import activated, biased_product, gelu_product, normed, residual
 
 __all__ = ["RULES", "Placed", "Row", "place"]
@@ -71,8 +72,9 @@ def _by(rule: Rule, *anchors: str) -> Callable[[Learned], FusionPass]:
     return lambda learned: RulePass(anchors, rule, learned=learned)
 
 
-#: In this order: products before what follows them, and the layout before what follows convolutions.
+#: In this order: weights before what reads them, products before what follows them, the layout before what follows convolutions.
 RULES: tuple[Row, ...] = (
+    Row("weight", "a constant is stored as it is read", _by(stored, "Transpose")),
     Row("LinearGelu", "bias and GELU cost no pass over memory", _by(gelu_product, "BiasGelu")),
     Row("Linear", "the bias costs no pass over memory", _by(biased_product, "Add")),
     Row("LinearGelu", "the GELU costs no pass over memory", _by(gelu_product, "Gelu")),

@@ -129,7 +129,7 @@ def train_recipe(
         What was trained.
 
     Raises:
-        UsageError: There is no such recipe or fold, or the folder is a file.
+        UsageError: There is no such recipe or fold, the folder is a file, or ``torchrun`` started several processes.
         EnvironmentProblem: A package, the device or its half precision is missing, or the disk refuses the files.
         CheckFailed: The exported model does not give what PyTorch gives.
     """
@@ -139,6 +139,9 @@ def train_recipe(
         raise UsageError(f"recipe {name} has no fold {fold}", f"0 to {recipe.folds - 1}" if recipe.folds > 1 else "fold 0")
     if epochs is not None and epochs < 1:
         raise UsageError(f"{epochs} epochs train nothing", "1 or more")
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        words = "torchrun started several processes, and a recipe is trained by one"
+        raise UsageError(words, "without torchrun; halfconv.train.fit trains with several")
     require_runtime()  # which compares the exported model, in the end
     with needing_packages(name):
         train, test = recipe.data(fold)

@@ -330,3 +330,27 @@ def test_a_norm_of_more_channels_than_the_kernel_takes_is_left(channels: int, co
     made, done = placed(graph, {"x": half(1, channels, 4, 3)}, {"w": half(channels, 1, 3, 3), "g": half(channels)})
     assert done.operators == {"DepthwiseConvNorm" if count else "DepthwiseConv": 1}
     assert kinds(made)["LayerNormalization"] == 1 - count
+
+
+@pytest.mark.parametrize(
+    ("stride", "kind", "taken"),
+    [("", "pads = [1,1,1,1]", True), ("", 'auto_pad = "SAME_LOWER"', True), ("", "dilations = [2,1], pads = [2,1,2,1]", True),
+     ("", "pads = [0,1,2,1]", True), ("strides = [2,2], ", "pads = [1,1,1,1]", False), ("", "pads = [1,1,1,2]", False)],
+)  # fmt: skip
+def test_a_residual_of_unknown_size_is_taken_where_both_sides_keep_it(stride: str, kind: str, taken: bool) -> None:
+    conv = f"Conv<{stride}{kind}>"
+    graph = (
+        "(float16[n,8,h,w] x) => (float16[n,8,k,l] y) { a = Conv<pads = [1,1,1,1]>(x, v)\n b = Relu(a)\n"
+        f"c = {conv}(b, v)\n d = {conv if not taken else 'Conv<pads = [1,1,1,1]>'}(x, v)\n s = Add(c, d)\n y = Relu(s) }}"
+    )
+    _, done = placed(graph, IMAGE, {"v": half(8, 8, 3, 3, scale=0.2)})
+    reasons = {refusal.reason for refusal in done.refused}
+    assert (done.operators.get("ConvAddRelu", 0) == 1) == taken
+    assert ("the two sides of the sum may differ in shape" in reasons) == (not taken)
+
+
+def test_a_weight_that_is_transposed_is_stored_so() -> None:
+    graph = "(float16[n,5,16] x) => (float16[n,5,24] y, float16[24,16] z) { t = Transpose(u)\n p = MatMul(x, t)\n y = Add(p, b)\n"
+    graph += "z = Transpose<perm = [1,0]>(k) }"
+    made, _ = placed(graph, ROWS, {"u": half(24, 16), "b": half(24), "k": half(16, 24)})
+    assert kinds(made) == own(Linear=1) | {"Transpose": 1}  # a result of the model stays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -191,6 +192,26 @@ def test_error_is_one_line_and_leaves_nothing(case: str, cli: Any, folder: Path)
     assert re.fullmatch(r"halfconv: [^\n]+; try: [^\n]+\n", done.err)
     assert words in done.err
     assert sorted(folder.rglob("*")) == before
+
+
+def test_pure_half_shows_why_it_is_not_enough(cli: Any, folder: Path) -> None:  # noqa: F811
+    """AdamW's epsilon of 1e-8 is 0 in FP16: weights without gradients are divided by 0."""
+    done = cli("train", "digits_mlp", "-o", "out", "--device", "cpu", "--epochs", 1, "--precision", "pure-fp16")
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "the loss is NaN or infinite from epoch 1 on, and the weights are of no use: fp16 keeps FP32 weights" in said
+    assert "as PyTorch, which gives no numbers" in said
+    assert json.loads((folder / "out" / "metrics.json").read_text("utf-8"))["history"][0]["loss"] is None
+
+
+def test_recipes_are_not_for_torchrun(cli: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The rate of learning would be far from 0 at the end, as each process makes half of the steps."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("train", "digits_mlp", "-o", "out", "--device", "cpu", "--epochs", 1)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("halfconv: torchrun started several processes, and a recipe is trained by one; try: without")
+    assert not (folder / "out").exists()
 
 
 def test_missing_package_is_named(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -1,4 +1,4 @@
-"""Every operator of halfconv's own, at many sizes, against its definition in FP32: inlined on the CPU, by its kernel on a GPU."""
+"""Every operator of halfconv's own, at many sizes: what its definition gives in FP16 is what it gives in FP32, rounded."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from halfconv.graph.rules import MS
 from halfconv.kernels.operators import DOMAIN, OPERATORS, define
-from halfconv.runtime.kernels import library
 from halfconv.runtime_process import RuntimeProcess
 from tests.kernels import answers, widened
-
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -103,35 +99,27 @@ def model(case: Case, random: Callable[..., np.ndarray]) -> tuple[ir.Model, dict
     return made, fed
 
 
-def compared(case: Case, provider: str) -> float:
-    """The relative L2 difference between the FP16 node on a provider, and its definition in FP32 on the CPU."""
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_definition_holds_in_fp16(case: Case) -> None:
     random = np.random.default_rng(len(str(case)))
     made, feeds = model(case, lambda *shape: random.standard_normal(shape).astype(np.float16))
     want = answers(widened(made), {name: array.astype(np.float32) for name, array in feeds.items()})["Y"]
     with RuntimeProcess(120) as process:
-        kernels = library() if provider == CUDA else None
-        session = process.open(ir.to_proto(made).SerializeToString(), "ORT_ENABLE_ALL", provider, library=kernels)
-        assert session.get_providers()[0] == provider and session.problem == ""
-        for _ in range(2):  # what a first run decides must hold in the second
-            (got,) = session.run(["Y"], feeds)
+        session = process.open(ir.to_proto(made).SerializeToString(), "ORT_ENABLE_ALL", "CPUExecutionProvider")
+        (got,) = session.run(["Y"], feeds)
     assert got.shape == want.shape and got.dtype == np.float16
-    return float(np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want))
+    assert np.linalg.norm(got.astype(np.float64) - want) <= 2e-3 * np.linalg.norm(want)
 
 
 def test_every_operator_has_a_case() -> None:
     assert {case.op for case in CASES} == set(OPERATORS)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_definition_holds_in_fp16(case: Case) -> None:
-    assert compared(case, CPU) <= 2e-3
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers() or library() is None, reason="needs CUDA and the library")
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_kernel_rounds_once(case: Case) -> None:
-    assert compared(case, CUDA) <= 1e-3
+@pytest.mark.parametrize("name", OPERATORS)
+def test_nodes_of_a_definition_have_names_of_their_own(name: str) -> None:
+    """ONNX Runtime 1.20 names what it fuses after them, and then refuses two nodes of one name."""
+    names = [node.name for node in define(name, 17)]
+    assert all(names) and len(set(names)) == len(names)
 
 
 def test_the_definitions_pass_the_checker() -> None:
