@@ -230,10 +230,10 @@ def measure(model: Path, provider: str, batch: int, dims: Mapping[str, int], rou
             result = call()
         found[who] = {name: np.asarray(getattr(value, "cpu", lambda value=value: value)()) for name, value in result.items()}
     times: dict[str, list[float]] = {who: [] for who in calls}
-    order = list(calls.items())
-    for turn in range(rounds):
-        start = turn % len(order)
-        for who, call in order[start:] + order[:start]:  # whoever follows a slow one would otherwise always do so
+    order, random = list(calls.items()), np.random.default_rng(0)
+    for _ in range(rounds):
+        for place in random.permutation(len(order)):  # a predecessor may leave the inputs in the CPU's cache
+            who, call = order[place]
             for _ in range(10):
                 begun = time.perf_counter()
                 call()

@@ -290,13 +290,16 @@ class Cuda:
             self.copy(to, address, size)
         else:
             self._copy_now(to, address, size, _TO_DEVICE)
+            code = self._synchronize(None)  # the last bytes may be on their way
+            if code:
+                _fail(self._library, "cudaStreamSynchronize", code)
 
     def fetch(self, to: int, address: int, size: int) -> None:
-        """Copy many bytes from the device into the caller's memory, and wait."""
+        """Copy many bytes from the device into the caller's memory; all are there when it returns."""
         self._copy_now(to, address, size, _FROM_DEVICE)
 
     def _copy_now(self, to: int, address: int, size: int, way: int) -> None:
-        code = self._memcpy_now(to, address, size, way) or self._synchronize(None)  # the last bytes may be on their way
+        code = self._memcpy_now(to, address, size, way)
         if code:
             _fail(self._library, "cudaMemcpy", code)
 
