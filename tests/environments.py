@@ -5,13 +5,14 @@ They hold the runtime alone. Everything else comes from this environment, throug
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.environments import build
+from bench.peers.environments import VENVS, build
 
 ROOT = Path(__file__).parents[1]
 #: What is not linked: the runtime, those who bring it, and what an editable installation leaves.
@@ -29,7 +30,10 @@ def with_runtimes(name: str, packages: Sequence[str], folder: Path) -> Path:
     files = [folder / f"{number}.nodeps.txt" for number in range(len(packages))]
     for path, package in zip(files, packages, strict=True):
         path.write_text(pins()[package] + "\n", "utf-8")
-    return build(name, files)
+    VENVS.mkdir(parents=True, exist_ok=True)
+    with (VENVS / f"{name}.lock").open("w") as lock:  # tests in another process may want it, too
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build(name, files)
 
 
 def links(folder: Path) -> Path:

@@ -85,15 +85,16 @@ def is_whole(output: Path, source: Path, *, also: set[str] = frozenset()) -> Non
 
 #: Stops at a place, says so, and goes on when a line comes.
 _PAUSE = """
-import sys, pathlib
+import sys, pathlib, threading
 import halfconv.pipeline as pipeline, halfconv.model_writer as writer, halfconv.claims as claims, halfconv.tuning as tuning
 import halfconv.drift.evaluate, halfconv.model, halfconv.precision.weights as weights, halfconv.safetensors_file as safetensors
 
-def pause(once=[]):
-    if not once:
-        once.append(1)
-        print("here", flush=True)
-        sys.stdin.readline()
+def pause(once=[], together=threading.Lock()):
+    with together:  # other threads wait, too
+        if not once:
+            once.append(1)
+            print("here", flush=True)
+            sys.stdin.readline()
 
 def before(holder, name):
     inner = getattr(holder, name)

@@ -151,7 +151,7 @@ def deep_field(depth: int) -> bytes:
     return content
 
 
-MANY = 1_000_000
+MANY = 200_000
 RELU = helper.make_node("Relu", ["x"], ["q"]).SerializeToString()
 BYTES = {
     "nothing but groups that begin": HEAD + field(7, GRAPH) + varint(1000 << 3 | 3) * 200_000,
@@ -162,12 +162,12 @@ BYTES = {
     "a graph that claims 4 GB": HEAD + b"\x3a\xff\xff\xff\xff\x0f",
     "sequences in sequences": nested_types(40),
     "thousands of sequences in sequences": nested_types(5000),
-    "a million empty nodes": HEAD + field(7, GRAPH + field(1, b"") * MANY),
-    "a million empty weights": HEAD + field(7, GRAPH + field(5, b"") * MANY),
-    "a million empty inputs": HEAD + field(7, GRAPH + field(11, b"") * MANY),
-    "a million empty functions": HEAD + field(7, GRAPH) + field(25, b"") * MANY,
-    "a million empty properties": HEAD + field(7, GRAPH) + field(14, b"") * MANY,
-    "a million empty attributes": HEAD + field(7, field(1, RELU + field(5, b"") * MANY) + GRAPH),
+    "many empty nodes": HEAD + field(7, GRAPH + field(1, b"") * MANY),
+    "many empty weights": HEAD + field(7, GRAPH + field(5, b"") * MANY),
+    "many empty inputs": HEAD + field(7, GRAPH + field(11, b"") * MANY),
+    "many empty functions": HEAD + field(7, GRAPH) + field(25, b"") * MANY,
+    "many empty properties": HEAD + field(7, GRAPH) + field(14, b"") * MANY,
+    "many empty attributes": HEAD + field(7, field(1, RELU + field(5, b"") * MANY) + GRAPH),
     "a thousand nested Ifs": nested_ifs(1000),
 }  # fmt: skip
 FEW = {"nothing but groups that begin", "the largest varint", "a graph that claims 4 GB", "a thousand nested Ifs"}
@@ -175,7 +175,7 @@ FEW = {"nothing but groups that begin", "the largest varint", "a graph that clai
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in BYTES])
 def test_bytes_that_are_no_model(name: str, folder: Path) -> None:
-    outcome = meet(write(folder, BYTES[name]), seconds=240, peak=4 << 30)
+    outcome = meet(write(folder, BYTES[name]), seconds=120)
     if name in ("a thousand nested Ifs", "thousands of sequences in sequences"):
         assert "nested" in outcome.convert
 
