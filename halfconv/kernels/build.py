@@ -69,7 +69,10 @@ def build(nvcc: Path | None = None, include: Sequence[Path] = (), output: Path |
     for header, package in HEADERS.items():
         if not any((folder / header).is_file() for folder in (*folders, own)):
             raise EnvironmentProblem(f"no folder has {header}", f"pip install {package.format(major)}, or --include FOLDER")
-    target = output or cached()
+    try:
+        target = output or cached()
+    except RuntimeError:
+        raise EnvironmentProblem("the user has no home, in which the library is kept", "HOME=FOLDER") from None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
         work = Path(scratch)

@@ -17,7 +17,11 @@ VARIABLE = "HALFCONV_KERNELS"
 
 
 def cached() -> Path:
-    """Return where the library of this version lies once it is built."""
+    """Return where the library of this version lies once it is built.
+
+    Raises:
+        RuntimeError: The user has no home.
+    """
     return Path.home() / ".cache" / "halfconv" / "kernels" / f"libhalfconv_cuda-{KERNELS_VERSION}.so"
 
 
@@ -25,8 +29,11 @@ def library() -> Path | None:
     """Return the library to use; None if there is none. One that the variable names need not exist."""
     named = os.environ.get(VARIABLE)
     if named is not None:
-        return Path(named) if named else None
-    return cached() if cached().is_file() else None
+        return Path(named).absolute() if named else None  # the loader looks for a bare name in the system's folders
+    try:
+        return cached() if cached().is_file() else None
+    except (OSError, RuntimeError):  # a container's user may have no home, or one that is not theirs to read
+        return None
 
 
 def register(options: Any) -> str:

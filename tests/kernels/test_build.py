@@ -134,6 +134,16 @@ def test_all_sources_are_compiled_and_the_library_is_put_where_sessions_look(
     assert {part.name for part in made.parent.iterdir()} == {made.name}  # nothing is left
 
 
+def test_without_a_home_there_is_no_place_for_it(tmp_path: Path, headers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    with pytest.raises(EnvironmentProblem, match="the user has no home, in which the library is kept; try: HOME=FOLDER"):
+        build(fake(tmp_path, WRITES), [headers])
+    assert build(fake(tmp_path, WRITES), [headers], tmp_path / "library.so").is_file()
+
+
 def test_a_compilers_error_is_told_and_the_old_library_stays(tmp_path: Path, headers: Path) -> None:
     target = tmp_path / "out" / "library.so"
     target.parent.mkdir()

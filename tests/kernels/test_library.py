@@ -67,6 +67,24 @@ def test_the_variable_beats_the_cache(home: Path, monkeypatch: pytest.MonkeyPatc
     assert library() is None
 
 
+def test_a_library_named_from_here_is_found_from_everywhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader would look for a bare name in the system's folders."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv(VARIABLE, "lib.so")
+    assert library() == home / "lib.so"
+
+
+@pytest.mark.parametrize("problem", [PermissionError(13, "Permission denied"), RuntimeError("Could not determine home directory.")])
+def test_no_home_of_ones_own_is_no_library(problem: Exception, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is in containers whose user is a mere number."""
+
+    def fail(*arguments: object) -> Path:
+        raise problem
+
+    monkeypatch.setattr(Path, "is_file" if isinstance(problem, OSError) else "home", fail)
+    assert library() is None and register(onnxruntime.SessionOptions()) == ""
+
+
 def test_a_library_is_registered(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert register(onnxruntime.SessionOptions()) == ""
     monkeypatch.setenv(VARIABLE, str(empty))
