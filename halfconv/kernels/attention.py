@@ -39,7 +39,9 @@ def attention(node: ir.Node, rewriter: Rewriter) -> Outcome:
     sizes = node.attributes["qkv_hidden_sizes"].as_ints() if "qkv_hidden_sizes" in node.attributes else [dims[1] // 3] * 3
     if len(set(sizes)) > 1 or 3 * sizes[0] != dims[1]:
         return "queries, keys and values differ in size"
-    heads = node.attributes["num_heads"].as_int()
+    heads = node.attributes.get_int("num_heads", 0)
+    if heads < 1:
+        return "it has no heads"
     if dims[0] % ALIGNED or sizes[0] % heads or (head := sizes[0] // heads) % ALIGNED or head > WIDEST:
         return f"its {heads} heads of {sizes[0]} from {dims[0]} are not in multiples of {ALIGNED} up to {WIDEST}"
     if shift is not None and half_weight(shift) != (dims[1],):

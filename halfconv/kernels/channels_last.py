@@ -72,8 +72,10 @@ class _Rewriting:
             else:
                 self._rewrite(node)
                 done.append(node)
+        # What no longer reads images with channels first; a Transpose that makes them reads one, if it is given it, as it is.
+        gone = {node for node in self.layout.last if not is_transpose(node, TO_FIRST)}
         for node in done:
-            self._restore(node.outputs[0], set(done))
+            self._restore(node.outputs[0], gone)
         for node in reversed(done):
             for place in range(len(node.inputs)):
                 node.replace_input_with(place, None)
@@ -129,7 +131,7 @@ class _Rewriting:
         """Let those that read an image with channels first go on reading it so."""
         self._pass_on(image)
         last = self.last[image]
-        if image.is_graph_output() or any(use.node not in gone and use.node not in self.layout.last for use in image.uses()):
+        if image.is_graph_output() or any(use.node not in gone for use in image.uses()):
             name = image.name
             value, node = self._moved(last, TO_FIRST, image, None)
             made = last.producer()

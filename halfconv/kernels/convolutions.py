@@ -88,7 +88,7 @@ def _depthwise(
     if dims[0] % ALIGNED:
         return f"its {dims[0]} channels are not a multiple of {ALIGNED}"
     attributes = {"pads": pads, "group": dims[0]}
-    return Convolution("DepthwiseConv", weight, "last", (2, 3, 1, 0), (dims[2], dims[3], 1, dims[0]), bias, attributes)
+    return Convolution("DepthwiseConv", weight, "filter", (2, 3, 1, 0), (dims[2], dims[3], 1, dims[0]), bias, attributes)
 
 
 def _two(node: ir.Node, name: str) -> list[int]:

@@ -104,6 +104,8 @@ def _is_free(node: ir.Node) -> bool:
     images = [value for value in node.inputs if value is not None and not value.is_initializer()]
     if any(not is_half(value) or value.shape is None or value.shape.rank() != 4 for value in images):
         return False
+    if node.domain and any(value is not None for value in node.inputs[1:]):  # FastGelu adds a bias along the last axis
+        return False
     if node.op_type in ELEMENTWISE:
         return bool(images) and all(_is_anywhere(value) for value in node.inputs if value is not None and value not in images)
     if node.op_type == "Concat":

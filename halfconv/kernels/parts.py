@@ -68,9 +68,16 @@ def stored(transpose: ir.Node, rewriter: Rewriter) -> Outcome:
     dims = half_weight(weight)
     if transpose.domain or weight is None or dims is None or output.is_graph_output():
         return None
-    perm = list(transpose.attributes["perm"].as_ints()) if "perm" in transpose.attributes else list(range(len(dims)))[::-1]
+    perm = _perm(transpose, len(dims))
+    if any(use.node.op_type != "Transpose" or use.node.domain or _perm(use.node, len(dims)) != perm for use in weight.uses()):
+        return "others read the constant as it is, and it would be stored twice"
     form, shape = "by_" + "".join(map(str, perm)), [dims[axis] for axis in perm]
     return lambda: dropped(transpose, reshaped(weight, form, shape, lambda array: array.transpose(perm), rewriter))()
+
+
+def _perm(transpose: ir.Node, rank: int) -> list[int]:
+    """Return the axes of a Transpose of a tensor of this rank."""
+    return list(transpose.attributes["perm"].as_ints()) if "perm" in transpose.attributes else list(range(rank))[::-1]
 
 
 def zeros(size: int, rewriter: Rewriter) -> ir.Value:

@@ -97,12 +97,12 @@ def normed(norm: ir.Node, rewriter: Rewriter) -> Outcome:
     made = value.producer() if value is not None else None
     if norm.domain or value is None or made is None or not is_own(made, "DepthwiseConv"):
         return None
-    if norm.attributes.get_int("axis", -1) not in (-1, 3) or any(output.name and output.uses() for output in norm.outputs[1:]):
+    if norm.attributes.get_int("axis", -1) not in (-1, 3) or any(o.uses() or o.is_graph_output() for o in norm.outputs[1:]):
         return "it is not over the channels alone, or its statistics are read"
     given = half_weight(norm.inputs[1])
     beta = norm.inputs[2] if len(norm.inputs) > 2 else None
-    if given is None or len(given) != 1 or (beta is not None and half_weight(beta) != given):
-        return "its scale and shift are not FP16 vectors of the model"
+    if given is None or given != half_weight(made.inputs[2]) or (beta is not None and half_weight(beta) != given):
+        return "its scale and shift are not FP16 vectors of the model, with a number for each channel"
     inputs = [norm.inputs[1], beta if beta is not None else zeros(given[0], rewriter)]
     if given[0] > WIDEST_NORM:
         return f"it is over {given[0]} channels, more than {WIDEST_NORM}"

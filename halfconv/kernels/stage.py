@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from halfconv.errors import UnsupportedModel
 from halfconv.graph.fuse import FusionPass
 from halfconv.graph.fusing import Refusal
 from halfconv.graph.names import Names
@@ -25,6 +26,8 @@ __all__ = ["RULES", "Placed", "Row", "place"]
 
 #: The first IR version with functions.
 FUNCTIONS = 8
+#: Opset of the definitions in a model that imports none of ONNX's own operators.
+OPSET = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,15 @@ def place(model: ir.Model) -> Placed:
 
     Args:
         model: A model whose types are those that will run, in FP16 where they may be; changed in place.
+
+    Raises:
+        UnsupportedModel: The model has operators of this domain that it does not define, which would become ours.
     """
+    for node in model.graph.all_nodes():
+        if node.domain == DOMAIN and node.op_identifier() not in model.functions:
+            raise UnsupportedModel(
+                f"node '{node.name or ''}' is {DOMAIN}.{node.op_type}, which the model does not define", "without --kernels"
+            )
     learned: Learned = {}
     refused: list[tuple[str, ir.Node, str]] = []
     copies = 0
@@ -103,7 +114,7 @@ def place(model: ir.Model) -> Placed:
     sweep(model)
     found = used(model.graph.all_nodes())
     for name in found:
-        function = define(name, model.opset_imports[""])
+        function = define(name, model.opset_imports.get("", OPSET))
         model.functions[function.identifier()] = function
         for domain, version in function.opset_imports.items():
             model.opset_imports.setdefault(domain, version)
