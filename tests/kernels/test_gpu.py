@@ -30,6 +30,7 @@ CASES = [
      {"strides": [2, 2], "pads": [0, 0, 0, 0], "dilations": [1, 1]}),
     *[("DepthwiseConv", [[2, 17, 9, c], [k, k, 1, c], [c]], {"pads": [k // 2] * 4, "group": c})
       for k, c in ((3, 8), (3, 40), (5, 96), (7, 200))],
+    ("DepthwiseConv", [[65537, 1, 2, 8], [3, 3, 1, 8], [8]], {"pads": [1] * 4, "group": 8}),  # more images than one grid has
     *[("DepthwiseConvNorm", [[2, 10, 15, c], [7, 7, 1, c], [c], [c], [c]], {"pads": [3] * 4, "group": c, "epsilon": 1e-6})
       for c in (8, 96, 768, 1024)],
     ("PackedAttention", [[3, 50, 3 * 64]], {"num_heads": 2, "scale": 0.2}),

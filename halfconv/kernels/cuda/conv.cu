@@ -26,7 +26,8 @@ void Conv::operator()(const ort::Run& run, Workspace& workspace) const {
           "strides, pads and dilations are not those of an image");
   const auto out = [&](int axis) {
     const auto reach = dilations_[axis] * (w.shape[1 + axis] - 1) + 1;
-    return (x.shape[1 + axis] + pads_[axis] + pads_[2 + axis] - reach) / strides_[axis] + 1;
+    const auto room = x.shape[1 + axis] + pads_[axis] + pads_[2 + axis] - reach;
+    return room < 0 ? 0 : room / strides_[axis] + 1;
   };
   const Dims found{x.shape[0], out(0), out(1), w.shape[0]};
   require(found[1] > 0 && found[2] > 0, "the filter is larger than the image");

@@ -5,12 +5,15 @@
 #include <cuda_fp16.h>
 #include <cuda_pipeline_primitives.h>
 
+#include <algorithm>
+
 #include "operators.h"
 
 namespace halfconv {
 namespace {
 
 constexpr int kWarp = 32, kRows = 7, kEight = 8, kMostChannels = 96;
+constexpr int64_t kMostImages = 65535;  // blocks along the third axis of a grid
 
 struct Sizes {
   int height, width, channels;  // of the input and of the output
@@ -85,10 +88,14 @@ void launch(const void* x, const void* w, const void* b, void* y, int64_t images
   const size_t shared = (kHigh * kWide + 2 * Filter * Filter) * sizes.chunk * sizeof(__half);
   const auto kernel = depthwise<Filter, Columns>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), "shared memory");
-  kernel<<<dim3(tiles, sizes.channels / sizes.chunk, static_cast<unsigned>(images)), threads, shared, stream>>>(
-      static_cast<const __half*>(x), static_cast<const __half*>(w), static_cast<const __half*>(b), static_cast<__half2*>(y),
-      sizes);
-  check(cudaGetLastError(), "depthwise");
+  const int64_t image = int64_t{sizes.height} * sizes.width * sizes.channels;
+  for (int64_t first = 0; first < images; first += kMostImages) {
+    const dim3 blocks(tiles, sizes.channels / sizes.chunk, static_cast<unsigned>(std::min(images - first, kMostImages)));
+    kernel<<<blocks, threads, shared, stream>>>(static_cast<const __half*>(x) + first * image, static_cast<const __half*>(w),
+                                                static_cast<const __half*>(b),
+                                                static_cast<__half2*>(y) + first * image / 2, sizes);
+    check(cudaGetLastError(), "depthwise");
+  }
 }
 
 constexpr int kNormThreads = 128, kNormPairs = 16;  // pairs of channels of a lane: up to 1,024 channels
@@ -135,8 +142,8 @@ __global__ void layer_norm(__half2* y, const __half2* __restrict__ gamma, const 
 
 void DepthwiseConv::operator()(const ort::Run& run, Workspace&) const {
   const auto x = run.input(0), w = run.input(1), b = run.input(2);
-  const auto filter = w.shape.size() == 4 && w.shape[0] == w.shape[1] ? w.shape[0] : 0;
-  require(x.shape.size() == 4 && w.last() == x.last() && b.shape == std::vector{x.last()}, "the sizes of X, W and B differ");
+  const auto filter = w.shape.size() == 4 && w.shape[0] == w.shape[1] && w.shape[2] == 1 ? w.shape[0] : 0;
+  require(x.shape.size() == 4 && filter > 0 && w.last() == x.last() && b.shape == std::vector{x.last()}, "the sizes of X, W and B differ");
   require(x.last() % kEight == 0, "channels are not in multiples of 8");
   require(pads_.size() == 4 && pads_[0] + pads_[2] == filter - 1 && pads_[1] + pads_[3] == filter - 1 && pads_[0] >= 0 &&
               pads_[1] >= 0,

@@ -85,6 +85,7 @@ const std::array kOperators{
 
 extern "C" ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
   const auto* api = base->api(ort::kVersion);
+  if (api == nullptr) return ort::failed(base->api(1), "ONNX Runtime is older than 1.17");
   try {
     int major = 0;
     halfconv::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, halfconv::device()), "the device");

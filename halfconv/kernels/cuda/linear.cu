@@ -2,6 +2,8 @@
 #include <cublasLt.h>
 #include <cuda_fp16.h>
 
+#include <limits>
+
 #include "erf.h"
 #include "operators.h"
 
@@ -120,6 +122,7 @@ void Linear::operator()(const ort::Run& run, Workspace& workspace) const {
   const size_t plain = choice->product.ways();
   const auto compute = [&](size_t way) {
     if (way >= plain) {
+      require(m <= std::numeric_limits<int>::max(), "X has more rows than this kernel counts");
       gelu_product::run(way - plain, x.data, w.data, b.data, y.data, m, n, k, scratch, stream);
       return;
     }
