@@ -25,6 +25,7 @@ from halfconv.drift.task import Metric, MetricMeans, accuracy, find_metrics, lab
 from halfconv.drift.waivers import notes as waiver_notes
 from halfconv.errors import InputError, UsageError
 from halfconv.graph.prepare import prepare
+from halfconv.kernels.operators import altered
 from halfconv.model import SourceModel, load
 from halfconv.progress import Progress, StageClock
 from halfconv.runtime.session_server import CPU
@@ -38,6 +39,10 @@ WAYS = ("simulate", "cpu", "cuda")
 CPU_HIDES = (
     "the CPU provider computes most half operators in FP32 and drops their roundings: what passes here can fail on a GPU; "
     "--on simulate shows it"
+)
+OTHERWISE = (
+    "the candidate defines com.halfconv.{} otherwise than halfconv does: where halfconv's CUDA kernels are registered, a kernel "
+    "computes something else"
 )
 ONCE = "the values inside are compared on one sample only, the worst: these samples can be read only once"
 
@@ -98,6 +103,7 @@ def validate(
         source, half = load(paths[0], allow_links), load(paths[1], allow_links)
         _check_interfaces(source.model, half.model, paths)
         to, warnings = _format(source.model, half.model, paths)
+        warnings += [OTHERWISE.format(name) for name in altered(half.model)]
         scopes, made = origins(source.model), origins(half.model)
         specs = input_specs(source.model)
         given = open_samples(samples, specs) if samples is not None else None

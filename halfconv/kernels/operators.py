@@ -2,7 +2,7 @@
 
 A converted model carries the definitions of those it uses as local functions. Where the library of CUDA kernels is registered, ONNX
 Runtime takes a kernel of the same name; anywhere else it inlines the function. So one file runs everywhere. A kernel accumulates in
-FP32 and rounds once, at its end; a residual is added before the activation.
+FP32 and rounds its result, a GELU or a norm perhaps the sum before it too; a residual is added before the activation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx.parser
 import onnx_ir as ir
 
-__all__ = ["DOMAIN", "OPERATORS", "TO_FIRST", "TO_LAST", "VERSION", "Operator", "define", "used"]
+__all__ = ["DOMAIN", "OPERATORS", "TO_FIRST", "TO_LAST", "VERSION", "Operator", "altered", "define", "used"]
 
 DOMAIN, VERSION = "com.halfconv", 1
 #: Axes of a Transpose from channels last to channels first, and back.
@@ -108,6 +108,24 @@ def define(name: str, opset: int) -> ir.Function:
     for node in function:  # ONNX Runtime 1.20 names what it fuses after them, and refuses a name that comes twice
         node.name = node.outputs[0].name
     return function
+
+
+def altered(model: ir.Model) -> list[str]:
+    """Return the operators that a model's own functions define otherwise than `define` does; kernels would beat them."""
+    return [
+        name
+        for (domain, name, _), function in model.functions.items()
+        if domain == DOMAIN and name in OPERATORS and _steps(function) != _steps(define(name, function.opset_imports.get("", 1)))
+    ]
+
+
+def _steps(function: ir.Function) -> list[bytes]:
+    """Return what a function computes, apart from names of nodes and types that tools write beside it."""
+    proto = ir.serde.serialize_function(function)
+    for node in proto.node:
+        node.name = node.doc_string = ""
+        del node.metadata_props[:]
+    return [repr([*proto.input, *proto.output]).encode(), *(node.SerializeToString(deterministic=True) for node in proto.node)]
 
 
 def used(nodes: Iterable[ir.Node]) -> dict[str, int]:

@@ -65,6 +65,17 @@ def test_the_file_and_the_report_agree_and_the_check_runs_what_is_written(block:
     assert result.drift.outputs[0].measures.rel_l2 == pytest.approx(plain.drift.outputs[0].measures.rel_l2, rel=0.1)
 
 
+def test_validate_says_that_a_file_defines_an_operator_of_ours_otherwise(block: Path) -> None:
+    result = halfconv.convert(block, target="cuda", kernels=True, check=False)
+    assert not [text for text in halfconv.validate(block, result.output).warnings if "com.halfconv" in text]
+    made = onnx.load(result.output)
+    (linear,) = [function for function in made.functions if function.name == "Linear"]
+    linear.node[-1].op_type = "Sub"
+    onnx.save(made, result.output)
+    report = halfconv.validate(block, result.output)
+    assert not report.passed and [text for text in report.warnings if "the candidate defines com.halfconv.Linear otherwise" in text]
+
+
 def answer(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     try:
         main([str(argument) for argument in arguments])

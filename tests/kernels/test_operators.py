@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from halfconv.graph.rules import MS
-from halfconv.kernels.operators import DOMAIN, OPERATORS, define
+from halfconv.kernels.operators import DOMAIN, OPERATORS, altered, define
 from halfconv.runtime_process import RuntimeProcess
 from tests.kernels import answers, widened
 
@@ -126,3 +127,13 @@ def test_the_definitions_pass_the_checker() -> None:
     for case in CASES:
         made, _ = model(case, lambda *shape: np.zeros(shape, np.float16))
         onnx.checker.check_model(ir.to_proto(made), full_check=True)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_definition_that_was_changed_is_told_from_ours(name: str, tmp_path: Path) -> None:
+    made, _ = model(next(case for case in CASES if case.op == name), lambda *shape: np.zeros(shape, np.float16))
+    proto = ir.to_proto(made)
+    onnx.save(onnx.shape_inference.infer_shapes(proto), tmp_path / "same.onnx")
+    assert altered(ir.load(tmp_path / "same.onnx")) == []
+    proto.functions[0].node[-1].op_type = "Sub"
+    assert altered(ir.from_proto(proto)) == [name]

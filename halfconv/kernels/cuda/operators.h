@@ -1,4 +1,5 @@
-// The operators. All tensors are halves; sums are FP32 and are rounded once, at the end.
+// The operators. All tensors are halves; sums are FP32 and are rounded once, at the end, but for a norm and the GELU of one way of
+// several, which read them rounded.
 #pragma once
 
 #include "device.h"
