@@ -104,9 +104,9 @@ def _nvcc() -> Path:
 
 
 def _packages() -> Iterator[Path]:
-    """Go through the folders that packages are imported from."""
+    """Go through the folders that packages are imported from, but for the current one, which ``python -m`` puts before them."""
     for place in dict.fromkeys(sys.path):
-        if place and Path(place).is_dir():
+        if place and Path(place).is_dir() and not Path(place).samefile(Path.cwd()):
             yield Path(place)
 
 

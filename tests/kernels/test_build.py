@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -179,3 +180,28 @@ def test_a_missing_compiler_is_named(tmp_path: Path, headers: Path, monkeypatch:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", os.defpath)
     assert build(fake(tmp_path, WRITES), [headers], tmp_path / "library.so").is_file()
+
+
+def test_what_lies_in_the_current_folder_is_no_package(tmp_path: Path, headers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m`` puts it first on the path: a compiler and headers there are not what was installed."""
+    here, installed = tmp_path / "here", tmp_path / "installed"
+    for folder in (here, installed):
+        fake(folder / "nvidia" / "cu13", WRITES)
+    (here / "include").mkdir()
+    (installed / "include").symlink_to(headers)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr("sys.path", [str(here), str(installed)])
+    commands: list[list[str]] = []
+    monkeypatch.setattr("halfconv.kernels.build._run", lambda command: commands.append(list(command)) or done(command))
+    build(None, (), tmp_path / "library.so")
+    assert {command[0] for command in commands} == {str(installed / "nvidia" / "cu13" / "bin" / "nvcc")}
+    assert not [part for command in commands for part in command if part.startswith(str(here))]
+
+
+def done(command: Sequence[str]) -> str:
+    """Say the release, or write what is asked for."""
+    if "-o" in command:
+        Path(command[list(command).index("-o") + 1]).write_text("made")
+    return "release 13.0"

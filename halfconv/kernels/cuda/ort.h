@@ -41,7 +41,6 @@ enum Place : int {
   kGetTensorTypeAndShape = 65,
   kKernelInfoGetFloat = 85,
   kKernelInfoGetInt = 86,
-  kContextInputCount = 88,
   kContextInput = 90,
   kContextOutput = 91,
   kReleaseStatus = 93,
