@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import EnvironmentProblem, InputError
 from .device import GATE, Stream
-from .kernels import register
+from .kernels import library, register
 from .placement import Placement, assigned, measured
 from .settings import CUDA, LEVELS, PROVIDERS, TENSORRT, digest
 from .tensorrt import EngineOptions, engine_folder, engine_options, unspeakable
@@ -157,7 +157,7 @@ def _load(source: str | bytes, wishes: Wishes, choice: str) -> Loaded:
         with GATE.load():
             problem = register(onnxruntime.SessionOptions())  # which tells whether it can be
         notes += [problem] if problem else []
-        wishes = replace(wishes, kernels=not problem)
+        wishes = replace(wishes, kernels=library() is not None and not problem)
     folder = _folder(notes)
     stream = _stream(wishes) if wishes.graph else None
     try:
@@ -226,7 +226,7 @@ def _create(
     folder: str | None,
     stream: Stream | None = None,
 ) -> tuple[Any, bool]:
-    """Create a session; at a lower optimisation level, or without CUDA graphs, where it must be."""
+    """Create a session; at a lower optimisation level, without CUDA graphs, or without kernels of ours, where it must be."""
     levels = LEVELS[LEVELS.index(wishes.level) :]
     graph, first = wishes.graph, None
     for level in levels:
@@ -252,6 +252,9 @@ def _create(
                 notes.append(f"loaded at {level}: at {wishes.level} ONNX Runtime failed: {' '.join(str(first).split())[:300]}")
             return session, graph
     assert first is not None
+    if wishes.kernels:  # a kernel beats what the file defines, which may be of another type
+        notes.append(f"halfconv's CUDA kernels are not used: with them, {' '.join(str(first).split())[:300]}")
+        return _create(onnxruntime, source, replace(wishes, kernels=False), names, notes, folder, stream)
     raise _failure(first, names)
 
 

@@ -126,7 +126,7 @@ class Server:
 
         Returns:
             Its number, (name, type, shape) of inputs and of outputs, the providers that it has, ONNX Runtime's version, and why
-            the library cannot be used, "" if it can.
+            the library is not used, "" if it is, or there is none.
         """
         import onnxruntime
 
@@ -146,7 +146,14 @@ class Server:
                 problem = f"{library} cannot be registered: {' '.join(str(error).split())[:300]}"
         providers = list(dict.fromkeys([provider, CPU]))
         left_out = ["ConstantFolding"] if mapped else []
-        session = onnxruntime.InferenceSession(source, options, providers=providers, disabled_optimizers=left_out)
+        try:
+            session = onnxruntime.InferenceSession(source, options, providers=providers, disabled_optimizers=left_out)
+        except Exception as error:
+            if not library or problem:
+                raise
+            # a kernel beats what the file defines, which may be of another type
+            why = f"with {library}, {' '.join(str(error).split())[:300]}"
+            return [*self.open(source, level, provider, mapped, threads)[:-1], why]
         number = len(self._sessions)
         self._sessions[number] = session
         inputs, outputs = (

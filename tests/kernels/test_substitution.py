@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -19,7 +20,7 @@ from halfconv.kernels.stage import place
 from halfconv.runtime import loading
 from halfconv.runtime.kernels import VARIABLE
 from halfconv.runtime_process import RuntimeProcess
-from tests.kernels import build, half
+from tests.kernels import build, half, widened
 from tests.kernels.test_library import stand_in
 
 SOURCE = """
@@ -115,4 +116,23 @@ def test_a_session_on_cuda_runs_the_library_that_is_named_and_one_on_the_cpu_doe
     stand_in(monkeypatch)
     loaded = loading.load(model(), loading.Wishes(("cuda",)))
     assert not loaded.notes and (loaded.session.run(["y"], {"x": X})[0] == 1).all()
+    loaded.close()
+
+
+def test_a_file_that_defines_an_operator_for_other_types_runs_without_the_library(
+    ones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = widened(ir.from_proto(onnx.load_from_string(model()))).SerializeToString()
+    feeds = {"x": X.astype(np.float32)}
+    want = feeds["x"] @ WEIGHTS["w"].astype(np.float32) + WEIGHTS["b"].astype(np.float32)
+    with RuntimeProcess(60) as process:
+        session = process.open(wide, "ORT_ENABLE_ALL", "CPUExecutionProvider", library=ones)
+        assert session.problem.startswith(f"with {ones}, ") and "Type Error" in session.problem
+        np.testing.assert_allclose(session.run(["y"], feeds)[0], want, rtol=1e-4, atol=1e-4)
+    monkeypatch.setenv(VARIABLE, str(ones))
+    stand_in(monkeypatch)
+    loaded = loading.load(wide, loading.Wishes(("cuda",)))
+    (note,) = loaded.notes
+    assert note.startswith("halfconv's CUDA kernels are not used: with them, ") and "Type Error" in note
+    np.testing.assert_allclose(loaded.session.run(["y"], feeds)[0], want, rtol=1e-4, atol=1e-4)
     loaded.close()
