@@ -1,4 +1,4 @@
-"""Models that look like those into which operators of halfconv's own are put, and are others: the answer stays, or they are left."""
+"""Models that only look like those into which operators of halfconv's own are put: the answer stays, or they are left."""
 
 from __future__ import annotations
 
