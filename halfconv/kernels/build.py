@@ -41,6 +41,8 @@ FOLDERS = ("include", "nvidia/*/include", "nvidia/*/include/cccl", "cutlass_libr
            "cutlass_library/source/tools/util/include")  # fmt: skip
 #: Libraries that ONNX Runtime's provider has loaded; {} is CUDA's major version.
 LIBRARIES = ("cudart.so.{}", "cublasLt.so.{}", "cudnn.so.9")
+#: ONNX Runtime unloads a library with the last session that has it, and with it would go plans, timings and handles of cuDNN.
+STAYS = ("-Xlinker", "-z", "-Xlinker", "nodelete")
 #: How many lines of what the compiler said an error shows.
 LINES = 3
 
@@ -86,7 +88,7 @@ def build(nvcc: Path | None = None, include: Sequence[Path] = (), output: Path |
         stubs = [part for name in LIBRARIES for part in _stub(compiler, name.format(major), work)]
         _run([
             str(compiler), "-shared", "-cudart", "none", *map(str, objects), "-o", str(made), "-L", str(work),
-            "-Xlinker", "--no-as-needed", *stubs, "-Xlinker", "--unresolved-symbols=ignore-all",
+            "-Xlinker", "--no-as-needed", *stubs, "-Xlinker", "--unresolved-symbols=ignore-all", *STAYS,
         ])  # fmt: skip
         made.replace(target)
     return target

@@ -131,7 +131,7 @@ def test_all_sources_are_compiled_and_the_library_is_put_where_sessions_look(
     for source in SOURCES.glob("*.cu"):
         assert sum(str(source) in command.split() for command in commands) == 1
     (link,) = [command for command in commands if "--no-as-needed" in command]
-    assert all(f"-l{name}" in link for name in ("cudart", "cublasLt", "cudnn"))
+    assert all(f"-l{name}" in link for name in ("cudart", "cublasLt", "cudnn")) and "-Xlinker -z -Xlinker nodelete" in link
     assert {part.name for part in made.parent.iterdir()} == {made.name}  # nothing is left
 
 
