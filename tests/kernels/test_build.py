@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx.parser
 import onnxruntime
 import pytest
@@ -17,71 +16,31 @@ import pytest
 from halfconv.errors import EnvironmentProblem
 from halfconv.kernels.build import HEADERS, SOURCES, build
 from halfconv.runtime.kernels import library
+from tests.kernels.compiled import compiled
 
-#: An operator for the CPU that uses all of ort.h: Y = factor * X, with sizes and the attribute `shift` added in.
-OPERATOR = """
-#include <cstring>
-#include <limits>
-#include "ort.h"
-namespace {
-struct Node { const ort::Api* api; float factor; std::vector<int64_t> shift; int64_t more; };
-ort::CustomOp op;
-}
-extern "C" ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
-  const auto* api = base->api(ort::kVersion);
-  std::memset(&op, 0, sizeof op);
-  op.version = ort::kVersion;
-  op.name = [](const ort::CustomOp*) { return "Scaled"; };
-  op.provider = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
-  op.inputs = [](const ort::CustomOp*) -> size_t { return 1; };
-  op.outputs = op.inputs;
-  op.input_type = [](const ort::CustomOp*, size_t) { return 1; };
-  op.output_type = op.input_type;
-  op.input_characteristic = [](const ort::CustomOp*, size_t) { return 0; };
-  op.output_characteristic = op.input_characteristic;
-  op.input_memory = op.input_characteristic;
-  op.create_checked = [](const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info, void** made) -> ort::Status* {
-    try {
-      ort::Attributes known(api, info);
-      *made = new Node{api, known.number("factor"), known.integers("shift"), known.integer("more")};
-      return nullptr;
-    } catch (const std::exception& error) { return ort::failed(api, error.what()); }
-  };
-  op.compute_checked = [](void* state, ort::KernelContext* context) -> ort::Status* {
-    const auto& node = *static_cast<Node*>(state);
-    try {
-      ort::Run run(node.api, context);
-      const auto x = run.input(0);
-      if (x.last() == 1) throw std::runtime_error("one column is too few");
-      const auto y = run.output(0, x.shape);
-      for (int64_t i = 0; i < x.rows() * x.last(); ++i)
-        static_cast<float*>(y.data)[i] =
-            node.factor * static_cast<float*>(x.data)[i] + node.shift[0] + 10 * node.shift[1] + node.more;
-      return nullptr;
-    } catch (const std::exception& error) { return ort::failed(node.api, error.what()); }
-  };
-  op.destroy = [](void* state) { delete static_cast<Node*>(state); };
-  op.first_version = [](const ort::CustomOp*) { return 1; };
-  op.last_version = [](const ort::CustomOp*) { return std::numeric_limits<int>::max(); };
-  op.may_inplace = [](int**, int**) -> size_t { return 0; };
-  op.alias = op.may_inplace;
-  ort::Domain* domain = nullptr;
-  const auto make = ort::function<ort::Status* (*)(const char*, ort::Domain**)>(api, ort::kCreateCustomOpDomain);
-  ort::check(api, make("test.ops", &domain));
-  ort::check(api, ort::function<ort::Status* (*)(ort::Domain*, const ort::CustomOp*)>(api, ort::kCustomOpDomainAdd)(domain, &op));
-  return ort::function<ort::Status* (*)(ort::SessionOptions*, ort::Domain*)>(api, ort::kAddCustomOpDomain)(options, domain);
-}
+#: Uses all of ort.h: Y = factor * X, with sizes and attributes added in.
+SCALED = """
+struct Node {
+  const ort::Api* api;
+  float factor;
+  std::vector<int64_t> shift;
+  int64_t more;
+  Node(const ort::Api* api, const ort::Attributes& known)
+      : api(api), factor(known.number("factor")), shift(known.integers("shift")), more(known.integer("more")) {}
+  void compute(const ort::Run& run) const {
+    const auto x = run.input(0);
+    if (x.last() == 1) throw std::runtime_error("one column is too few");
+    const auto y = run.output(0, x.shape);
+    for (int64_t i = 0; i < x.rows() * x.last(); ++i)
+      static_cast<float*>(y.data)[i] = factor * static_cast<float*>(x.data)[i] + shift[0] + 10 * shift[1] + more;
+  }
+};
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_the_table_of_functions_is_onnx_runtimes(tmp_path: Path) -> None:
     """Attributes, sizes, data and errors go through the places that ort.h names, in the ONNX Runtime that is installed."""
-    source, made = tmp_path / "op.cc", tmp_path / "op.so"
-    source.write_text(OPERATOR)
-    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-I", str(SOURCES), str(source), "-o", str(made)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    made = compiled(tmp_path, "test.ops", "Scaled", 1, onnx.TensorProto.FLOAT, SCALED)
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17, "test.ops": 1]> g (float[a, b] x) => (float[a, b] y) '
         "{ y = test.ops.Scaled <factor = 3.0, shift = [1, 2], more = 100> (x) }"

@@ -5,8 +5,6 @@ The library here is for the CPU, where the CUDA kernels cannot run: its Linear g
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,68 +13,33 @@ import onnx_ir as ir
 import pytest
 
 import halfconv
-from halfconv.kernels.build import SOURCES
 from halfconv.kernels.stage import place
 from halfconv.runtime import loading
 from halfconv.runtime.kernels import VARIABLE
 from halfconv.runtime_process import RuntimeProcess
 from tests.kernels import build, half, widened
+from tests.kernels.compiled import compiled
 from tests.kernels.test_library import stand_in
 
-SOURCE = """
-#include <cstring>
-#include <limits>
-#include "ort.h"
-namespace { ort::CustomOp op; }
-extern "C" ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
-  const auto* api = base->api(ort::kVersion);
-  std::memset(&op, 0, sizeof op);
-  op.version = ort::kVersion;
-  op.name = [](const ort::CustomOp*) { return "Linear"; };
-  op.provider = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
-  op.inputs = [](const ort::CustomOp*) -> size_t { return 3; };
-  op.outputs = [](const ort::CustomOp*) -> size_t { return 1; };
-  op.input_type = [](const ort::CustomOp*, size_t) { return ort::kFloat16; };
-  op.output_type = op.input_type;
-  op.input_characteristic = [](const ort::CustomOp*, size_t) { return 0; };
-  op.output_characteristic = op.input_memory = op.input_characteristic;
-  op.create_checked = [](const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo*, void** made) -> ort::Status* {
-    *made = const_cast<ort::Api*>(api);
-    return nullptr;
-  };
-  op.compute_checked = [](void* api, ort::KernelContext* context) -> ort::Status* {
-    ort::Run run(static_cast<const ort::Api*>(api), context);
+#: A Linear whose answer is one everywhere.
+ONES = """
+struct Node {
+  const ort::Api* api;
+  Node(const ort::Api* api, const ort::Attributes&) : api(api) {}
+  void compute(const ort::Run& run) const {
     auto shape = run.input(0).shape;
     shape.back() = run.input(1).last();
     const auto y = run.output(0, shape);
     for (int64_t i = 0; i < y.rows() * y.last(); ++i) static_cast<uint16_t*>(y.data)[i] = 0x3c00;
-    return nullptr;
-  };
-  op.destroy = [](void*) {};
-  op.first_version = [](const ort::CustomOp*) { return 1; };
-  op.last_version = [](const ort::CustomOp*) { return std::numeric_limits<int>::max(); };
-  op.may_inplace = [](int**, int**) -> size_t { return 0; };
-  op.alias = op.may_inplace;
-  ort::Domain* domain = nullptr;
-  const auto make = ort::function<ort::Status* (*)(const char*, ort::Domain**)>(api, ort::kCreateCustomOpDomain);
-  ort::check(api, make("com.halfconv", &domain));
-  ort::check(api, ort::function<ort::Status* (*)(ort::Domain*, const ort::CustomOp*)>(api, ort::kCustomOpDomainAdd)(domain, &op));
-  return ort::function<ort::Status* (*)(ort::SessionOptions*, ort::Domain*)>(api, ort::kAddCustomOpDomain)(options, domain);
-}
+  }
+};
 """
 X, WEIGHTS = half(2, 5, 16), {"w": half(16, 24), "b": half(24), "v": half(24, 8), "c": half(8)}
 
 
 @pytest.fixture(scope="module")
 def ones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("ones")
-    (folder / "ones.cc").write_text(SOURCE)
-    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-I", str(SOURCES), str(folder / "ones.cc"), "-o"]
-    done = subprocess.run([*command, str(folder / "ones.so")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder / "ones.so"
+    return compiled(tmp_path_factory.mktemp("ones"), "com.halfconv", "Linear", 3, onnx.TensorProto.FLOAT16, ONES)
 
 
 def model() -> bytes:
