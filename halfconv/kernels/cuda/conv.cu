@@ -9,10 +9,14 @@ enum Number : int64_t { kX = 1, kW, kB, kR, kY };
 
 using Dims = std::vector<int64_t>;
 
-// A tensor [n, c, h, w] whose channels lie side by side.
-std::shared_ptr<fe::graph::Tensor_attributes> tensor(fe::graph::Graph& graph, Number number, const Dims& dims) {
+// The strides of a tensor [n, c, h, w] whose channels lie side by side.
+Dims strides(const Dims& dims) {
   const auto c = dims[1], h = dims[2], w = dims[3];
-  return graph.tensor(fe::graph::Tensor_attributes().set_uid(number).set_dim(dims).set_stride({c * h * w, 1, c * w, c}));
+  return {c * h * w, 1, c * w, c};
+}
+
+std::shared_ptr<fe::graph::Tensor_attributes> tensor(fe::graph::Graph& graph, Number number, const Dims& dims) {
+  return graph.tensor(fe::graph::Tensor_attributes().set_uid(number).set_dim(dims).set_stride(strides(dims)));
 }
 
 }  // namespace
@@ -51,9 +55,7 @@ void Conv::operator()(const ort::Run& run, Workspace& workspace) const {
       value = made.pointwise(value, tensor(made, kB, {1, w.shape[0], 1, 1}), point(fe::PointwiseMode_t::ADD));
       if (epilogue_.residual) value = made.pointwise(value, tensor(made, kR, like), point(fe::PointwiseMode_t::ADD));
       if (epilogue_.activation == Activation::kRelu) value = made.pointwise(value, point(fe::PointwiseMode_t::RELU_FWD));
-      const auto c = like[1], height = like[2], width = like[3];
-      value->set_output(true).set_uid(kY).set_data_type(fe::DataType_t::HALF).set_dim(like).set_stride(
-          {c * height * width, 1, c * width, c});
+      value->set_output(true).set_uid(kY).set_data_type(fe::DataType_t::HALF).set_dim(like).set_stride(strides(like));
     });
   });
   Graph::Pointers pointers{{kX, x.data}, {kW, w.data}, {kB, b.data}, {kY, y.data}};

@@ -143,7 +143,8 @@ __global__ void layer_norm(__half2* y, const __half2* __restrict__ gamma, const 
 void DepthwiseConv::operator()(const ort::Run& run, Workspace&) const {
   const auto x = run.input(0), w = run.input(1), b = run.input(2);
   const auto filter = w.shape.size() == 4 && w.shape[0] == w.shape[1] && w.shape[2] == 1 ? w.shape[0] : 0;
-  require(x.shape.size() == 4 && filter > 0 && w.last() == x.last() && b.shape == std::vector{x.last()}, "the sizes of X, W and B differ");
+  require(x.shape.size() == 4 && filter > 0 && w.last() == x.last() && b.shape == std::vector{x.last()},
+          "the sizes of X, W and B differ");
   require(x.last() % kEight == 0, "channels are not in multiples of 8");
   require(pads_.size() == 4 && pads_[0] + pads_[2] == filter - 1 && pads_[1] + pads_[3] == filter - 1 && pads_[0] >= 0 &&
               pads_[1] >= 0,

@@ -10,24 +10,28 @@ void check_cudnn(cudnnStatus_t code, const char* what) {
   if (code != CUDNN_STATUS_SUCCESS) throw std::runtime_error(std::string(what) + ": " + cudnnGetErrorString(code));
 }
 
-}  // namespace
-
 void check(fe::error_t error, const char* what) {
   if (error.is_bad()) throw std::runtime_error(std::string(what) + ": " + error.get_message());
 }
 
+// A handle is not for several threads at once.
 std::mutex& cudnn_mutex() {
   static std::mutex mutex;
   return mutex;
 }
 
 cudnnHandle_t cudnn_handle(cudaStream_t stream) {
-  static std::map<int, cudnnHandle_t> known;
-  cudnnHandle_t& handle = known[device()];
-  if (handle == nullptr) check_cudnn(cudnnCreate(&handle), "cudnnCreate");
+  static Cache<cudnnHandle_t> known;
+  const auto handle = *known.get({device()}, [] {
+    auto made = std::make_shared<cudnnHandle_t>();
+    check_cudnn(cudnnCreate(made.get()), "cudnnCreate");
+    return made;
+  });
   check_cudnn(cudnnSetStream(handle, stream), "cudnnSetStream");
   return handle;
 }
+
+}  // namespace
 
 Graph::Graph(const Describe& describe) {
   graph_.set_io_data_type(fe::DataType_t::HALF)

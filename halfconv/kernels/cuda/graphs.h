@@ -11,10 +11,6 @@ namespace halfconv {
 
 namespace fe = cudnn_frontend;
 
-void check(fe::error_t error, const char* what);
-cudnnHandle_t cudnn_handle(cudaStream_t stream);
-std::mutex& cudnn_mutex();
-
 // A graph of cuDNN. The tensors' numbers are their keys in `pointers`.
 class Graph {
  public:

@@ -17,12 +17,12 @@ void check(cublasStatus_t code, const char* what) {
 }
 
 cublasLtHandle_t handle() {
-  static std::mutex mutex;
-  static std::map<int, cublasLtHandle_t> known;
-  std::lock_guard<std::mutex> lock(mutex);
-  cublasLtHandle_t& found = known[device()];
-  if (found == nullptr) check(cublasLtCreate(&found), "cublasLtCreate");
-  return found;
+  static Cache<cublasLtHandle_t> known;
+  return *known.get({device()}, [] {
+    auto made = std::make_shared<cublasLtHandle_t>();
+    check(cublasLtCreate(made.get()), "cublasLtCreate");
+    return made;
+  });
 }
 
 // cuBLASLt's description of a product. It counts columns first, so that it computes Y^T = W^T X^T.
