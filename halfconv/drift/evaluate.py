@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.check import CUDA, LARGE_BYTES, load_in_child
+from halfconv.check import LARGE_BYTES, load_in_child
 from halfconv.drift.simulate import Simulation
 from halfconv.errors import EnvironmentProblem, InputError
 from halfconv.external import bytes_of, without_links
 from halfconv.runtime.kernels import library
 from halfconv.runtime.session_server import CPU, LEVELS
+from halfconv.runtime.settings import CUDA
 from halfconv.runtime_process import RuntimeProcess, Session
 from halfconv.weight_files import room_for, weight_bytes, write_weights
 

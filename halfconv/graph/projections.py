@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from halfconv.graph.fuse import is_op, only_reader
 from halfconv.graph.rules import Outcome, Rewriter
+from halfconv.graph.sizes import perm_of
 from halfconv.graph.typegroups import is_float, is_weight
 
 __all__ = ["fold_scale"]
@@ -54,8 +55,7 @@ def _of_channels(gamma: ir.Value, transpose: ir.Node | None, output: ir.Value) -
     dims, rank = gamma.const_value.shape.numpy(), output.shape.rank()
     if transpose is None:
         return len(dims) == 1
-    perm = transpose.attributes["perm"].as_ints() if "perm" in transpose.attributes else range(rank)[::-1]
-    axis = list(perm).index(rank - 1)
+    axis = perm_of(transpose, rank).index(rank - 1)
     return len(dims) <= rank and all(size == 1 or place + rank - len(dims) == axis for place, size in enumerate(dims))
 
 

@@ -13,7 +13,7 @@ from halfconv.graph.fuse import FusionPass, put_in_place, remove_unread, scalar
 from halfconv.graph.lift import Fresh
 from halfconv.graph.sizes import Learned, Size, Sizes
 
-__all__ = ["MS", "Outcome", "Rewriter", "Rule", "RulePass", "readers", "transposed"]
+__all__ = ["MS", "Outcome", "Rewriter", "Rule", "RulePass", "is_transpose", "readers", "transposed"]
 
 #: ONNX Runtime's own operators.
 MS = "com.microsoft"
@@ -30,12 +30,17 @@ def readers(value: ir.Value) -> list[ir.Node]:
     return list(dict.fromkeys(use.node for use in value.uses()))
 
 
+def is_transpose(node: ir.Node | None, perm: tuple[int, ...]) -> bool:
+    """Tell whether a node is a Transpose with these axes."""
+    if node is None or node.op_type != "Transpose" or node.domain or "perm" not in node.attributes:
+        return False
+    return tuple(node.attributes["perm"].as_ints()) == perm
+
+
 def transposed(value: ir.Value | None, *perm: int) -> ir.Value | None:
     """Return what a Transpose with these axes was given; None if none makes the value."""
     node = value.producer() if value is not None else None
-    if node is None or node.op_type != "Transpose" or node.domain or "perm" not in node.attributes:
-        return None
-    return node.inputs[0] if tuple(node.attributes["perm"].as_ints()) == perm else None
+    return node.inputs[0] if node is not None and is_transpose(node, perm) else None
 
 
 class Rewriter:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from halfconv.graph.reductions import axes_of
 from halfconv.graph.typegroups import is_weight
 
-__all__ = ["Learned", "Size", "Sizes"]
+__all__ = ["Learned", "Size", "Sizes", "perm_of"]
 
 #: A size: a number, a name that the model declares, or the value and axis that it comes from.
 Size = int | str | tuple[ir.Value, int]
@@ -184,8 +184,7 @@ class Sizes:
             axes = axes_of(node)
             return None if not axes else 1 if axis in {place % rank for place in axes} else self.size(first, axis, depth)
         if node.op_type == "Transpose":
-            perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else list(range(rank))[::-1]
-            return self.size(first, perm[axis], depth)
+            return self.size(first, perm_of(node, rank)[axis], depth)
         if node.op_type == "Reshape":
             sizes = self._reshaped(node, depth)
             return sizes[axis] if sizes is not None and axis < len(sizes) and sizes[axis] != (value, axis) else None
@@ -288,6 +287,11 @@ class Sizes:
             rest = _quotient(before, [size for axis, size in enumerate(sizes) if axis != place])
             sizes[place] = (output, place) if rest is None else rest
         return sizes
+
+
+def perm_of(transpose: ir.Node, rank: int) -> list[int]:
+    """Return the axes of a Transpose of a tensor of this rank."""
+    return list(transpose.attributes["perm"].as_ints()) if "perm" in transpose.attributes else list(range(rank))[::-1]
 
 
 def _keeps(conv: ir.Node, weight: ir.Value | None, axis: int, rank: int) -> bool:

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from halfconv.graph.fuse import FusionPass, scalar
-from halfconv.graph.rules import Rewriter
+from halfconv.graph.rules import Rewriter, is_transpose
 from halfconv.graph.sizes import Learned
 from halfconv.graph.sweep import sweep
-from halfconv.kernels.layout import Layout, choose, is_pixel, is_transpose, reads_in_order
-from halfconv.kernels.operators import DOMAIN, TO_FIRST, TO_LAST
+from halfconv.kernels.layout import Layout, choose, is_pixel, reads_in_order
+from halfconv.kernels.operators import DOMAIN, TO_FIRST, TO_LAST, VERSION
 from halfconv.kernels.parts import HALF, half_weight, reshaped
 
 __all__ = ["ChannelsLastPass"]
@@ -42,7 +42,7 @@ class ChannelsLastPass(FusionPass):
         before = _transposes(model)
         made = _Rewriting(model, layout, Rewriter(model, self.learned)).run()
         sweep(model)
-        model.opset_imports.setdefault(DOMAIN, 1)
+        model.opset_imports.setdefault(DOMAIN, VERSION)
         self.made = [node for node in made if node.graph is not None]
         self.count, self.copies = len(self.made), _transposes(model) - before
         return ir.passes.PassResult(model, modified=True)

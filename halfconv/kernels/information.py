@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halfconv.runtime.installation import CPU_PACKAGE, GPU_PACKAGE
 from halfconv.runtime.kernels import KERNELS_VERSION, VARIABLE, library
 
 __all__ = ["KernelsReport", "kernels_report"]
-
-RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
-
 
 @dataclass(frozen=True, slots=True)
 class KernelsReport:
@@ -53,7 +51,7 @@ class KernelsReport:
 def kernels_report() -> KernelsReport:
     """Look for the library, without loading it."""
     found, runtime = library(), ""
-    for name in RUNTIMES:
+    for name in (GPU_PACKAGE, CPU_PACKAGE):
         try:
             runtime = f"{name} {importlib.metadata.version(name)}"
             break

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from halfconv.graph.fuse import scalar
+from halfconv.graph.rules import is_transpose
 from halfconv.kernels.convolutions import Convolution, convolution
 from halfconv.kernels.operators import TO_FIRST, TO_LAST
 from halfconv.kernels.parts import half_weight, is_half
 from halfconv.precision.mincut import CastCost, minimum_cut
 
-__all__ = ["ELEMENTWISE", "Layout", "choose", "is_pixel", "is_transpose", "reads_in_order"]
+__all__ = ["ELEMENTWISE", "Layout", "choose", "is_pixel", "reads_in_order"]
 
 #: Operators that work element by element on images of one shape, or that are broadcast: they compute the same in any layout.
 ELEMENTWISE = frozenset({
@@ -46,13 +47,6 @@ class Layout:
     last: set[ir.Node]
     convolutions: dict[ir.Node, Convolution]
     refused: list[tuple[ir.Node, str]] = field(default_factory=list)
-
-
-def is_transpose(node: ir.Node | None, perm: tuple[int, ...]) -> bool:
-    """Tell whether a node is a Transpose with these axes."""
-    if node is None or node.op_type != "Transpose" or node.domain or "perm" not in node.attributes:
-        return False
-    return tuple(node.attributes["perm"].as_ints()) == perm
 
 
 def is_pixel(value: ir.Value) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from halfconv.graph.rules import Outcome, Rewriter
+from halfconv.graph.sizes import perm_of
 from halfconv.graph.transposes import dropped
 from halfconv.graph.typegroups import is_weight
 from halfconv.kernels.operators import DOMAIN
@@ -68,16 +69,11 @@ def stored(transpose: ir.Node, rewriter: Rewriter) -> Outcome:
     dims = half_weight(weight)
     if transpose.domain or weight is None or dims is None or output.is_graph_output():
         return None
-    perm = _perm(transpose, len(dims))
-    if any(use.node.op_type != "Transpose" or use.node.domain or _perm(use.node, len(dims)) != perm for use in weight.uses()):
+    perm = perm_of(transpose, len(dims))
+    if any(use.node.op_type != "Transpose" or use.node.domain or perm_of(use.node, len(dims)) != perm for use in weight.uses()):
         return "others read the constant as it is, and it would be stored twice"
     form, shape = "by_" + "".join(map(str, perm)), [dims[axis] for axis in perm]
     return lambda: dropped(transpose, reshaped(weight, form, shape, lambda array: array.transpose(perm), rewriter))()
-
-
-def _perm(transpose: ir.Node, rank: int) -> list[int]:
-    """Return the axes of a Transpose of a tensor of this rank."""
-    return list(transpose.attributes["perm"].as_ints()) if "perm" in transpose.attributes else list(range(rank))[::-1]
 
 
 def zeros(size: int, rewriter: Rewriter) -> ir.Value:

@@ -290,9 +290,7 @@ class Cuda:
             self.copy(to, address, size)
         else:
             self._copy_now(to, address, size, _TO_DEVICE)
-            code = self._synchronize(None)  # the last bytes may be on their way
-            if code:
-                _fail(self._library, "cudaStreamSynchronize", code)
+            self._settle(None)  # the last bytes may be on their way
 
     def fetch(self, to: int, address: int, size: int) -> None:
         """Copy many bytes from the device into the caller's memory; all are there when it returns."""
@@ -305,7 +303,10 @@ class Cuda:
 
     def wait(self) -> None:
         """Wait for the stream."""
-        code = self._synchronize(self._stream)
+        self._settle(self._stream)
+
+    def _settle(self, stream: ctypes.c_void_p | None) -> None:
+        code = self._synchronize(stream)
         if code:
             _fail(self._library, "cudaStreamSynchronize", code)
 
