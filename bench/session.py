@@ -232,8 +232,8 @@ def measure(model: Path, provider: str, batch: int, dims: Mapping[str, int], rou
     times: dict[str, list[float]] = {who: [] for who in calls}
     order, random = list(calls.items()), np.random.default_rng(0)
     for _ in range(rounds):
-        for place in random.permutation(len(order)):  # a predecessor may leave the inputs in the CPU's cache
-            who, call = order[place]
+        random.shuffle(order)  # a predecessor may leave the inputs in the CPU's cache
+        for who, call in order:
             for _ in range(10):
                 begun = time.perf_counter()
                 call()

@@ -5,7 +5,6 @@ They hold the runtime alone. Everything else comes from this environment, throug
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sysconfig
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.peers.environments import VENVS, build
+from halfconv.locks import lock
 
 ROOT = Path(__file__).parents[1]
 #: What is not linked: the runtime, those who bring it, and what an editable installation leaves.
@@ -31,8 +31,8 @@ def with_runtimes(name: str, packages: Sequence[str], folder: Path) -> Path:
     for path, package in zip(files, packages, strict=True):
         path.write_text(pins()[package] + "\n", "utf-8")
     VENVS.mkdir(parents=True, exist_ok=True)
-    with (VENVS / f"{name}.lock").open("w") as lock:  # tests in another process may want it, too
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (VENVS / f"{name}.lock").open("w") as file:  # tests in another process may want it, too
+        lock(file, wait=True)
         return build(name, files)
 
 
