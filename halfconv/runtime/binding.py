@@ -15,6 +15,7 @@ from .arrays import FLOATS, Feed, Spec, cast_into, finish, read_value
 from .buckets import shapes_key
 from .device import Device
 from .layout import DIRECT, aligned, places_of
+from .lending import Lender
 from .route import Move, Result, Route
 
 __all__ = ["Bound", "run_options"]
@@ -117,6 +118,7 @@ class Bound:
         self._seen: dict[str, tuple[int, ...]] = {}  # shapes of all outputs, in the last run that made all
         self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
         self._routed: tuple[dict[str, int], np.ndarray[Any, Any]] | None = None  # where outputs lie in pinned memory of routes
+        self._lenders: dict[str, Lender] = {}  # of the other outputs
 
     def _staging(self) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """Make the buffer that inputs are cast into, and its part for each of them."""
@@ -299,11 +301,13 @@ class Bound:
         if self._routed is None:
             places, end = places_of({name: (read.shape, read.storage) for name, read in reads.items() if staged[name]})
             self._routed = {name: place.begin for name, place in places.items()}, self._device.buffer(end)
+            large = {name: read for name, read in reads.items() if not staged[name]}
+            self._lenders = {name: Lender(self._device, read.shape, read.storage) for name, read in large.items()}
         begins, buffer = self._routed
         results = [
             Result(name, self._outputs[name], reads[name].address or 0, *reads[name][1:], begins.get(name)) for name in names
         ]
-        route = Route(self, self._device, moves, results, buffer, wanted)
+        route = Route(self, self._device, moves, results, buffer, self._lenders, wanted)
         self._routes.add(route)
         return route
 
@@ -399,7 +403,7 @@ class Bound:
         if self.graph is not None and self.captured is not None and hasattr(self._session, "release_captured_graph"):
             self._session.release_captured_graph(self.graph)
         self.detach()
-        self._staged = {}
+        self._staged, self._lenders = {}, {}
         self._device.release(self._stage)
         self._device.release(self._results)
         if self._routed is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from .arrays import FLOATS, Feed, Spec, cast_into, finish
 from .device import Device
 from .layout import DIRECT
+from .lending import Lender
 
 if TYPE_CHECKING:
     from .binding import Bound
@@ -55,7 +56,7 @@ class Result(NamedTuple):
         size: Bytes.
         shape: Its dimensions.
         storage: numpy's type that holds it.
-        begin: Where it lies in pinned memory; None if it goes straight into memory of its own.
+        begin: Where it lies in pinned memory; None if it goes straight into memory that the caller gets.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Route:
         moves: How inputs get there.
         results: How outputs get to the caller.
         buffer: Pinned memory of the bound, for those that are staged.
+        lenders: Output -> who lends memory for it, for those that go straight into the caller's.
         wanted: The float type of outputs; None for the model's own.
     """
 
@@ -86,6 +88,7 @@ class Route:
         moves: Sequence[Move],
         results: Sequence[Result],
         buffer: np.ndarray[Any, Any],
+        lenders: Mapping[str, Lender],
         wanted: str | None,
     ):
         self.bound, self._device, self._wanted = bound, device, wanted
@@ -93,7 +96,7 @@ class Route:
             (move.spec.name, move, move.element == move.spec.element, move.element == move.spec.element and move.size >= DIRECT)
             for move in moves
         ]
-        self._large = [result for result in results if result.begin is None]
+        self._large = [(result, lenders[result.name]) for result in results if result.begin is None]
         self._small = []
         for result in results:
             if result.begin is not None:
@@ -120,7 +123,7 @@ class Route:
             feeds: Input -> array.
 
         Returns:
-            Output -> array, in memory of its own.
+            Output -> array, which no other run writes into as long as anything holds it.
 
         Raises:
             InputError: A finite number is too large for the model's type.
@@ -146,12 +149,20 @@ class Route:
         found: dict[str, Any] = {}
         for result, _, address in self._small:
             device.copy(address, result.source, result.size)
-        for result in self._large:
-            found[result.name] = whole = np.empty(result.shape, result.storage)
-            whole.reshape(-1)[:: _PAGE // whole.itemsize] = 0  # the system maps its pages while the device works
+        unlent = []
+        for result, lender in self._large:
+            lent = lender.take()
+            if lent is None:
+                unlent.append(result)
+                found[result.name] = whole = np.empty(result.shape, result.storage)
+                whole.reshape(-1)[:: _PAGE // whole.itemsize] = 0  # the system maps its pages while the device works
+            else:
+                address, found[result.name] = lent
+                device.copy(address, result.source, result.size)
         device.wait()
-        for result in self._large:
+        for result in unlent:
             device.fetch(found[result.name].ctypes.data, result.source, result.size)
+        for result, _ in self._large:
             if result.name not in self._kept:
                 found[result.name] = finish(found[result.name], result.spec, self._wanted)
         for result, view, _ in self._small:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +70,56 @@ def test_a_graph_is_replayed_by_any_thread() -> None:
             np.testing.assert_array_equal(found["y"], wanted(x))
     assert all(state.captured for state in session.graphs), session.notes
     session.close()
+
+
+@needs_cuda
+@pytest.mark.parametrize("graph", [False, True])
+def test_large_results_stay_as_they_are_whatever_runs_or_ends_after(graph: bool) -> None:
+    session = halfconv.Session(models.squares(), provider="cuda", buckets=[20_000], cuda_graph=graph)
+    inputs = [rows(20_000) for _ in range(300)]
+    held = []
+    for index, x in enumerate(inputs):
+        y = session.run({"x": x})["y"]
+        np.testing.assert_array_equal(y, wanted(x))
+        if index % 2:
+            held.append((x, y[::7]))
+    session.close()
+    for x, y in held:
+        np.testing.assert_array_equal(y, wanted(x)[::7])
+    other = halfconv.Session(models.squares(), provider="cuda", buckets=[20_000], cuda_graph=graph)
+    clearing = threading.Thread(target=held.clear)  # unlocks memory while another thread captures
+    clearing.start()
+    np.testing.assert_array_equal(other.run({"x": inputs[0]})["y"], wanted(inputs[0]))
+    clearing.join()
+    other.close()
+
+
+_FORK = """
+import os, sys
+import numpy as np
+import halfconv
+from tests.runtime import models
+session = halfconv.Session(models.squares(), provider="cuda", buckets=[20_000])
+x = np.full((20_000, 4), 3, np.float32)
+results = [session.run({"x": x})["y"] for _ in range(6)]
+reading, writing = os.pipe()
+child = os.fork()
+if not child:
+    os.read(reading, 1)
+    os._exit(0 if all((y == 9).all() for y in results) else 1)
+results.clear()
+for _ in range(6):
+    session.run({"x": x + 1})
+os.write(writing, b"x")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_cuda
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_reads_the_results_that_it_inherits() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], timeout=300, check=False)
+    assert done.returncode == 0
 
 
 @needs_cuda

@@ -30,13 +30,37 @@ class FakeCuda:
         self.devices: list[int] = []
         self.left = 1 << 30
         self.broken = 0
+        self.locked: dict[int, int] = {}
+        self.device = 0
+        self.mode, self.modes = 0, list[int]()
         for name in ("cudaMemcpy", "cudaMemcpyAsync", "cudaStreamSynchronize"):  # functions, which take argtypes
             method = getattr(self, f"_{name}")
             setattr(self, name, lambda *rest, method=method: method(*rest))
 
     def cudaSetDevice(self, index: ctypes.c_int) -> int:
         self.devices.append(index.value)
+        self.device = index.value
         return 0 if index.value < 2 else 101
+
+    def cudaGetDevice(self, index: Any) -> int:
+        index._obj.value = self.device
+        return 0
+
+    def cudaHostRegister(self, address: ctypes.c_void_p, size: ctypes.c_size_t, flags: ctypes.c_uint) -> int:
+        assert flags.value == 1
+        if size.value > self.left:
+            return 2
+        self.locked[address.value or 0] = size.value
+        return 0
+
+    def cudaHostUnregister(self, address: ctypes.c_void_p) -> int:
+        del self.locked[address.value or 0]
+        return 0
+
+    def cudaThreadExchangeStreamCaptureMode(self, mode: Any) -> int:
+        self.modes.append(mode._obj.value)
+        mode._obj.value, self.mode = self.mode, mode._obj.value
+        return 0
 
     def cudaStreamCreateWithFlags(self, stream: Any, flags: ctypes.c_uint) -> int:
         stream._obj.value = 77

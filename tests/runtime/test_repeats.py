@@ -16,9 +16,10 @@ from halfconv.runtime.held import Request
 from tests.runtime import models
 
 KINDS = [np.float16, np.float32, np.float64, np.dtype(">f4"), "bfloat16"]
-REQUESTS = st.tuples(
+REQUEST = st.tuples(
     st.integers(1, 9), st.sampled_from(KINDS), st.sampled_from([None, ["y"], ["s", "y"], "s"]), st.booleans(), st.integers(0, 5)
 )
+REQUESTS = st.lists(REQUEST, min_size=1, max_size=6).map(lambda few: few * 3)
 
 
 def array(rows: int, kind: Any, transposed: bool, seed: int) -> np.ndarray[Any, Any]:
@@ -30,7 +31,7 @@ def array(rows: int, kind: Any, transposed: bool, seed: int) -> np.ndarray[Any, 
 
 
 @settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(requests=st.lists(REQUESTS, min_size=1, max_size=12), direct=st.sampled_from([1, 40, 1 << 16]), graph=st.booleans())
+@given(requests=REQUESTS, direct=st.sampled_from([1, 40, 1 << 16]), graph=st.booleans())
 def test_every_request_gets_its_own(requests: list[Any], direct: int, graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binding, "DIRECT", direct)
     monkeypatch.setattr(module, "MOST_WAYS", 3)
@@ -41,8 +42,10 @@ def test_every_request_gets_its_own(requests: list[Any], direct: int, graph: boo
         x = array(rows, kind, transposed, seed)
         half = x.astype(np.float32).astype(np.float16)
         request = Request({"x": x}, outputs)
-        found = engine.run(request)
-        assert request.batch == rows and request.bucket == next((size for size in (2, 4, 8) if size >= rows), None)
+        found = engine.again({"x": x}, outputs)
+        if found is None:
+            found = engine.run(request)
+            assert request.batch == rows and request.bucket == next((size for size in (2, 4, 8) if size >= rows), None)
         assert list(found) == (["y", "s"] if outputs is None else [outputs] if isinstance(outputs, str) else outputs)
         kept.append((found, half * half))
     for found, y in kept:  # only now: no run may write into what an earlier one gave
