@@ -4,9 +4,8 @@
 
 A row of the result is a case's file, in a plain session on buffers of the device, without a CUDA graph:
 
-* ``kernels``: microseconds per call and launches per call of each kernel, the longest first, as CUPTI counts them (read through
-  `torch.profiler`, which sees every kernel of the process); ``kernel_ms`` is their sum;
-* ``groups``: the same, by what the kernel is for;
+* ``kernels``: name, microseconds and launches per call of the kernels that take longest, as CUPTI counts them (read through
+  `torch.profiler`, which sees every kernel of the process); ``kernel_ms`` and ``launches`` are of all kernels;
 * ``gflop``: floating-point operations of the module, by `torch.utils.flop_counter`: two for each multiply-add of matrix products,
   convolutions and attention, nothing else;
 * ``mb``: weights, inputs and outputs, each moved once;
@@ -24,7 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +36,18 @@ from bench.cuda_prepare import DEFAULT, KERNELS, Case, case_of
 
 #: What a kernel is for, and what its name has then; the first that fits.
 GROUPS = (
-    ("attention", r"attention|sdpa|flash|fmha|bmm_softmax|softmax"),
-    ("depthwise convolution", r"depthwise"),
-    ("convolution", r"fprop|conv|implicit"),
-    ("matrix product", r"gemm|cutlass|cublas|splitK|matmul|nvjet"),
-    ("normalisation", r"layer_?norm|rms_?norm|batch_?norm"),
-    ("pooling, reduction", r"pool|reduce"),
-    ("layout", r"transpose|nchw|nhwc|permute|concat|split"),
-    ("embedding", r"embed|gather"),
-    ("copies", r"memcpy|memset"),
+    ("attention", r"attention|sdpa|flash|fmha|softmax"),
+    ("depthwise convolutions", r"depthwise"),
+    ("convolutions", r"fprop|convolve|implicit"),
+    ("matrix products", r"gemm|nvjet|splitK|matmul"),
+    ("norms", r"layer_?norm|rms_?norm|batch_?norm"),
+    ("pooling", r"pool"),
+    ("elementwise", r"gelu|elementwise|generic_tensor"),
+    ("changes of layout", r"transpose|nchw|nhwc|permute"),
 )
-OTHER = "elementwise, other"
+OTHER = "other"
 CALLS = 20
-KEPT = 12
+KEPT = 40
 
 
 def rates(size: int = 8192, nbytes: int = 2**30, repeats: int = 20) -> dict[str, float]:
@@ -102,6 +100,15 @@ def group_of(kernel: str) -> str:
     return next((group for group, pattern in GROUPS if re.search(pattern, kernel, re.IGNORECASE)), OTHER)
 
 
+def shares(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a row's kernels are for, and their share of all time, the largest first; those without a name are others."""
+    found: dict[str, float] = defaultdict(float)
+    for name, micros, _ in row["kernels"]:
+        found[group_of(name)] += micros / row["kernel_ms"] / 1e3
+    found[OTHER] += max(1 - sum(found.values()), 0.0)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
 def short(kernel: str, length: int = 100) -> str:
     """Return a kernel's name without its return type, template arguments' namespaces and parameters."""
     name = re.sub(r"^void |\(anonymous namespace\)::|\b(?:onnxruntime|cuda|contrib|cutlass|device|kernel)::", "", kernel)
@@ -134,9 +141,6 @@ def row_of(case: Case, folder: Path, rate: dict[str, float]) -> dict[str, Any]:
     path = folder / case.key / f"{KERNELS}.onnx"
     loop = BindingLoop(path, "cuda", feeds, None, kernels=True)
     kernels = profiled(loop.run)
-    groups: dict[str, float] = defaultdict(float)
-    for name, (micros, _) in kernels.items():
-        groups[group_of(name)] += micros
     moved = path.stat().st_size + sum(array.nbytes for array in (*feeds.values(), *loop.outputs().values()))
     count = flops(case)
     longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:KEPT]
@@ -146,9 +150,35 @@ def row_of(case: Case, folder: Path, rate: dict[str, float]) -> dict[str, Any]:
         "launches": round(sum(launches for _, launches in kernels.values()), 1),
         "gflop": round(count / 1e9, 2), "mb": round(moved / 1e6, 2),
         "bound_ms": round(max(count / rate["fp16_tflops"] / 1e9, moved / rate["copy_gb_s"] / 1e6), 4),
-        "groups": {name: round(micros, 1) for name, micros in sorted(groups.items(), key=lambda item: -item[1])},
         "kernels": [[short(name), round(micros, 1), round(launches, 1)] for name, (micros, launches) in longest],
     }  # fmt: skip
+
+
+def said(row: Mapping[str, Any]) -> str:
+    """Say the shares that are worth it."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares(row).items() if share >= 0.02)
+
+
+def markdown(content: Mapping[str, Any], file: str) -> str:
+    """Return the documentation's table.
+
+    Args:
+        content: A result.
+        file: What it was read from, as the documentation names it.
+    """
+    lines = ["| model, batch | kernels | GFLOP | least | times the least | for what |", "|---|---|---|---|---|---|"]
+    for row in content["rows"]:
+        cells = (f"{row['kernel_ms']:.3g} ms, {row['launches']:.0f}", f"{row['gflop']:,.0f}", f"{row['bound_ms']:.2g} ms",
+                 f"{row['kernel_ms'] / row['bound_ms']:.1f}", said(row))  # fmt: skip
+        lines.append(f"| `{row['case']}`, {row['batch']} | " + " | ".join(cells) + " |")
+    rate = content["rates"]
+    lines += [
+        "",
+        "(Time and number of kernels in a call, without a CUDA graph; the least time that these operations, or moving weights,",
+        f"inputs and outputs once, take at the rates measured beside it: {rate['fp16_tflops']:.0f} TFLOP/s of FP16 products,",
+        f"{rate['copy_gb_s'] / 1e3:.1f} TB/s. {content['machine']['card']}, {content['date'][:10]}; `{file}`.)",
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 def show(content: dict[str, Any]) -> None:
@@ -157,7 +187,7 @@ def show(content: dict[str, Any]) -> None:
     for row in content["rows"]:
         print(f"{row['case']}@{row['batch']}: kernels {row['kernel_ms']:.3f} ms in {row['launches']:.0f} launches, bound "
               f"{row['bound_ms']:.3f} ms ({row['gflop']:,} GFLOP, {row['mb']:,} MB)")  # fmt: skip
-        print("  " + ", ".join(f"{name} {micros / row['kernel_ms'] / 10:.0f} %" for name, micros in row["groups"].items()))
+        print("  " + said(row))
         for name, micros, launches in row["kernels"][:5]:
             print(f"  {micros:8.1f} us {launches:4.0f} x {name}")
 

@@ -226,6 +226,13 @@ def make_cuda() -> str:
     return markdown(json.loads(file.read_text("utf-8")), file.relative_to(ROOT).as_posix())
 
 
+def make_cuda_profile() -> str:
+    from bench.cuda_profile import markdown
+
+    file = RESULTS.parent / "cuda_profile_h200.json"
+    return markdown(json.loads(file.read_text("utf-8")), file.relative_to(ROOT).as_posix())
+
+
 def make_digits() -> str:
     from bench import train_table
 
@@ -369,6 +376,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "versions": make_versions,
     "api": make_api,
     "cuda": make_cuda,
+    "cuda_profile": make_cuda_profile,
     "digits": make_digits,
     "training": make_training,
 }
