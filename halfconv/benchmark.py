@@ -23,7 +23,7 @@ from halfconv.progress import Progress
 from halfconv.runtime.session_server import receive, send
 from halfconv.runtime.tensorrt import EngineOptions
 
-__all__ = ["BenchReport", "BenchRow", "Worker", "bench", "drift_of", "machine_of", "warm_up"]
+__all__ = ["BenchReport", "BenchRow", "Worker", "bench", "check_amounts", "drift_of", "machine_of", "warm_up"]
 
 #: Seconds that a model runs before the next one has its turn.
 TURN = 0.2
@@ -143,6 +143,16 @@ class Worker:
         self._process.wait()
 
 
+def check_amounts(batches: Sequence[int], seconds: float) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        UsageError: There is no batch size, one is below 1, or the time is none.
+    """
+    if not 0 < seconds < math.inf or any(batch < 1 for batch in batches) or not batches:
+        raise UsageError(f"batches {list(batches)}, {seconds:g} seconds", "numbers from 1 on, and a time")
+
+
 def bench(
     models: Sequence[str | os.PathLike[str]], *, batches: Sequence[int] = (1,), samples: Any = None, provider: str = "auto",
     device_id: int = 0, profile: bool = True, seconds: float = 2.0, threads: int | None = None, seed: int = 0,
@@ -176,8 +186,7 @@ def bench(
     paths = [Path(model) for model in models]
     if not paths:
         raise UsageError("there is no model to measure", "halfconv bench model.onnx model.fp16.onnx")
-    if seconds <= 0 or any(batch < 1 for batch in batches) or not batches:
-        raise UsageError(f"batches {list(batches)}, {seconds:g} seconds", "numbers from 1 on, and a time")
+    check_amounts(batches, seconds)
     rows: list[BenchRow] = []
     notes: list[str] = []
     inputs = list(inputs_for(paths, batches, samples, seed)) if provider == "tensorrt" else None
