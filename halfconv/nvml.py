@@ -12,8 +12,8 @@ class Gauge:
     """The counters of the GPU that a session uses. Nothing is raised: what NVML does not tell is not known.
 
     Args:
-        device: Its number, as CUDA counts those that CUDA_VISIBLE_DEVICES leaves. NVML counts all, in the order of the bus, which is
-            CUDA's, too, unless GPUs of different speeds are in one machine.
+        device: Its number, as CUDA counts those that CUDA_VISIBLE_DEVICES leaves. NVML counts all, in the order of the bus, which
+            is CUDA's, too, unless GPUs of different speeds are in one machine.
 
     Attributes:
         name: The GPU's name; "" if it is not known.
