@@ -1,7 +1,7 @@
 """Memory of results that serves again once the caller has let go of it.
 
-numpy takes large arrays from the system, page by page, and gives them back when they end, which takes longer than to fill them. So a
-result lies in memory that is *lent*: it comes back when the array and all views of it are gone.
+numpy takes large arrays from the system, page by page, and gives them back when they end, which may take longer than to fill them.
+So a result lies in memory that is *lent*: it comes back when the array and all views of it are gone.
 
 It is ordinary memory, not page-locked, though the device could write into that without a step between. A caller may begin a copy
 from a result to a device and let go of the array (``torch.from_numpy(y).to("cuda", non_blocking=True)``): from ordinary memory the
