@@ -198,6 +198,7 @@ def make_session() -> str:
     who = {
         "session-run": "`InferenceSession.run`", "binding-loop": "binding loop", "binding-loop+graph": "loop with CUDA graph",
         "halfconv": "`Session.run`", "binding-device+graph": "graph, no copies", "halfconv-bind": "`Session.bind`",
+        "halfconv-torch": "`run` on torch tensors there",
     }  # fmt: skip
     lines = [row("model", "batch", *who.values()), "|---|---|" + "---|" * len(who)]
     for case, batch in dict.fromkeys((case, batch) for case, batch, _ in found):

@@ -347,11 +347,16 @@ class OnDevice:
         """
         lane = self._lane
         try:
-            if lane is not None:
-                lane.call(lambda: self._replay(bound, ticket), ticket)
-            else:
+            if lane is None:
                 with Turn(bound.lock, ticket):
                     self._replay(bound, ticket)
+            elif lane.enter():
+                try:
+                    self._replay(bound, ticket)
+                finally:
+                    lane.leave()
+            else:
+                lane.call(lambda: self._replay(bound, ticket), ticket)
         except HalfconvError:
             raise
         except Exception as error:
@@ -364,8 +369,13 @@ class OnDevice:
             foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._held.settings.wishes.device)
         if bound.closed:
             raise UsageError(f"these buffers ended with the CUDA graphs: {self._held.no_graph}", "bind() anew")
-        with GATE.shared() if bound.ready else GATE.exclusive():
-            bound.replay((), options_of(ticket, bound.graph))
+        if not bound.ready:
+            with GATE.exclusive():
+                bound.replay((), options_of(ticket, bound.graph))
+                bound.wait()
+            return
+        with GATE:
+            bound.launch(options_of(ticket, bound.graph))
             bound.wait()
 
     def unbind(self, bound: Bound) -> None:
