@@ -41,7 +41,7 @@ def fit(
     clip_norm: float | None = None,
     accumulate: int = 1,
     loss_scale: float | None = None,
-    policy: PrecisionPolicy | str | None = None,
+    precision_policy: PrecisionPolicy | str | None = None,
     after_step: Callable[[torch.nn.Module], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int | None = None,
@@ -80,7 +80,7 @@ def fit(
         clip_norm: Scale all gradients down, after unscaling, so that their L2 norm together is at most this.
         accumulate: Batches per step; their gradients are averaged.
         loss_scale: A scale of the loss that stays, for ``fp16``; 1 scales nothing. None for one that adapts.
-        policy: Which modules stay FP32 in ``fp16`` and ``bf16``; ``adaptive`` finds out. No matter in ``fp32``.
+        precision_policy: Which modules stay FP32 in ``fp16`` and ``bf16``; ``adaptive`` finds out. No matter in ``fp32``.
         after_step: Called with the model after each step that updated its weights, as for averages of them.
         checkpoint: A file to keep the whole state in; written after each epoch.
         checkpoint_every: Write it after each so many steps, too.
@@ -96,7 +96,7 @@ def fit(
         InputError: The checkpoint cannot be read.
         EnvironmentProblem: The device, the precision on it, a package or disk space is missing.
     """
-    mode, plan = precision_named(precision), policy_named(policy)
+    mode, plan = precision_named(precision), policy_named(precision_policy)
     if epochs < 1 or accumulate < 1 or (checkpoint_every is not None and checkpoint_every < 1):
         raise UsageError("epochs, accumulate and checkpoint_every count from 1", "epochs=1")
     if seed < 0:
@@ -105,7 +105,7 @@ def fit(
         raise UsageError("resume and checkpoint_every need the file", 'checkpoint=Path("run.pt")')
     if loss_scale is not None and (not mode.scaled or not 0 < loss_scale < float("inf")):
         raise UsageError(f"loss_scale={loss_scale} with {precision}: only fp16 is scaled, by a positive number", "loss_scale=None")
-    if policy is not None and not mode.master:
+    if precision_policy is not None and not mode.master:
         raise UsageError(f"{precision} leaves nothing in FP32 that a policy could keep there", 'precision="fp16"')
     if checkpoint is not None:
         check_checkpoint_path(checkpoint := Path(checkpoint))

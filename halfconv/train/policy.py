@@ -46,15 +46,17 @@ class PrecisionPolicy:
             try:
                 matching = {name for name in modules if re.fullmatch(pattern, name)}
             except re.error as error:
-                raise UsageError(f"policy: {pattern!r} is no regular expression: {error}", "re.escape for a plain name") from None
+                what = f"precision_policy: {pattern!r} is no regular expression: {error}"
+                raise UsageError(what, "re.escape for a plain name") from None
             if not matching:
                 close = difflib.get_close_matches(pattern, modules, 3, 0.4) or list(modules)[1:4]
-                raise UsageError(f"policy: no module's name matches {pattern!r}", ", ".join(close) or "policy=None")
+                what = f"precision_policy: no module's name matches {pattern!r}"
+                raise UsageError(what, ", ".join(close) or "precision_policy=None")
             found |= matching
         for kind in self.types:
             matching = {name for name, module in modules.items() if isinstance(module, kind)}
             if not matching:
-                raise UsageError(f"policy: the model has no {kind.__name__}", "policy=None")
+                raise UsageError(f"precision_policy: the model has no {kind.__name__}", "precision_policy=None")
             found |= matching
         return frozenset(found)
 
@@ -104,7 +106,7 @@ def policy_named(policy: PrecisionPolicy | str | None) -> PrecisionPolicy:
         return policy
     if policy == "adaptive":
         return AdaptivePolicy()
-    raise UsageError(f"no policy is called {policy!r}", 'policy="adaptive", or PrecisionPolicy(fp32=("head",))')
+    raise UsageError(f"no policy is called {policy!r}", 'precision_policy="adaptive", or PrecisionPolicy(fp32=("head",))')
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def fit_semi(
     weight: float = 1.0,
     decay: float = 0.99,
     evaluate: Evaluate | None = None,
-    policy: PrecisionPolicy | str | None = None,
+    precision_policy: PrecisionPolicy | str | None = None,
     **options: Any,
 ) -> Result:
     """Train a classifier, in place, on labelled batches and on pseudo-labels of unlabelled ones.
@@ -86,7 +86,7 @@ def fit_semi(
         weight: The share of the pseudo-labels' loss, against 1 for that of the labels.
         decay: How much of the teacher remains in an update, below 1; less at first, when it has seen few.
         evaluate: As for `halfconv.train.fit`; called with the teacher.
-        policy: As for `halfconv.train.fit`, with the names of the model's modules; it holds for student and teacher. Moves bear
+        precision_policy: As for `halfconv.train.fit`, with the names of the model's modules; for student and teacher. Moves bear
             the student's names, ``student.NAME``.
         options: Further arguments of `halfconv.train.fit` but ``loss`` and ``after_step``.
 
@@ -122,7 +122,8 @@ def fit_semi(
         share = float(torch.cat(used).float().mean()) if used else float("nan")
         return {**(evaluate(both.teacher) if evaluate else {}), "confident": share}
 
-    result = fit(both, batches, loss=loss, evaluate=measured, policy=_for_both(policy), after_step=_average, **options)
+    plan = _for_both(precision_policy)
+    result = fit(both, batches, loss=loss, evaluate=measured, precision_policy=plan, after_step=_average, **options)
     model.load_state_dict(both.teacher.state_dict())
     return result
 

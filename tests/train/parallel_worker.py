@@ -48,7 +48,7 @@ def train(kind: str, processes: int, folder: Path, device: str = "cpu") -> tuple
     if kind == "sampler" and processes == 1:
         batches = DataLoader(TensorDataset(*classes()), batch)
     if kind == "adaptive":
-        trained, options["precision"], options["policy"] = model(Scaled()), "fp16", AdaptivePolicy()
+        trained, options["precision"], options["precision_policy"] = model(Scaled()), "fp16", AdaptivePolicy()
     if kind == "resumed":
         path = folder / "run.pt"
         fit(trained, batches, **{**options, "epochs": 1}, checkpoint=path)

@@ -63,7 +63,7 @@ def without_times(result: Result) -> dict[str, Any]:
 def test_resumed_is_bit_equal(tmp_path: Path, data: Any, stop_at: int, every: int | None, precision: str) -> None:
     options: dict[str, Any] = {"precision": precision, "scheduler": cyclic, "clip_norm": 1.0}
     if precision in ("fp16", "bf16"):
-        options["policy"] = AdaptivePolicy(probe_every=3, noise=0.001, calm_steps=4)
+        options["precision_policy"] = AdaptivePolicy(probe_every=3, noise=0.001, calm_steps=4)
     if precision == "pure-fp16":  # in which Adam divides by zero
         options["optimizer"] = lambda weights: torch.optim.SGD(weights, 0.01, momentum=0.9)
     whole, expected = trained(data(), **options)

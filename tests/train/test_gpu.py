@@ -43,7 +43,7 @@ def test_scaling_rescues_what_fp16_loses() -> None:
 
 
 def test_the_module_that_overflows_is_moved() -> None:
-    result = fit(WithScaled(), [classes()] * 40, loss=cross_entropy, precision="fp16", device="cuda", policy="adaptive")
+    result = fit(WithScaled(), [classes()] * 40, loss=cross_entropy, precision="fp16", device="cuda", precision_policy="adaptive")
     assert [(move.module, move.reason) for move in result.moves] == [("scaled", "overflow")]
 
 

@@ -90,7 +90,7 @@ def test_a_policy_holds_in_training_and_evaluation_and_ends_with_it() -> None:
     model, seen = Named(), []
     model.head.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
     fit(
-        model, [classes()], loss=cross_entropy, precision="bf16", device="cpu", policy=PrecisionPolicy(fp32=("head",)),
+        model, [classes()], loss=cross_entropy, precision="bf16", device="cpu", precision_policy=PrecisionPolicy(fp32=("head",)),
         evaluate=lambda model: {"x": float(model(classes()[0]).mean())},
     )  # fmt: skip
     assert seen == [torch.float32] * 2
@@ -102,7 +102,7 @@ def test_a_policy_is_no_matter_in_fp32() -> None:
     weights = []
     for policy in (None, PrecisionPolicy(types=(nn.Linear,)), "adaptive"):
         model = network()
-        fit(model, [classes()] * 3, loss=cross_entropy, device="cpu", policy=policy)
+        fit(model, [classes()] * 3, loss=cross_entropy, device="cpu", precision_policy=policy)
         weights.append(model[0].weight.detach())
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
 
@@ -138,7 +138,7 @@ def accuracy(model: nn.Module) -> dict[str, float]:
 
 def trained(model: nn.Module, steps: int, policy: Any, precision: str = "fp16", **more: Any) -> Any:
     return fit(
-        model, [classes()] * steps, **{"loss": cross_entropy, **more}, precision=precision, device="cpu", policy=policy,
+        model, [classes()] * steps, **{"loss": cross_entropy, **more}, precision=precision, device="cpu", precision_policy=policy,
         evaluate=accuracy, optimizer=lambda weights: torch.optim.SGD(weights, 0.1),
     )  # fmt: skip
 

@@ -142,11 +142,11 @@ def test_policies_use_the_models_names() -> None:
     seen: set[torch.dtype] = set()
     model = network()
     model[4].register_forward_hook(lambda _, __, output: seen.add(output.dtype))
-    semi(model, precision="bf16", policy=PrecisionPolicy(fp32=("4",)))
+    semi(model, precision="bf16", precision_policy=PrecisionPolicy(fp32=("4",)))
     assert seen == {torch.float32}
-    assert semi(network(), precision="bf16", policy="adaptive").moves == []
+    assert semi(network(), precision="bf16", precision_policy="adaptive").moves == []
     with pytest.raises(UsageError, match="no module's name matches"):
-        semi(network(), precision="bf16", policy=PrecisionPolicy(fp32=("head",)))
+        semi(network(), precision="bf16", precision_policy=PrecisionPolicy(fp32=("head",)))
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 1.5}, {"decay": 1.0}, {"weight": -1.0}])
