@@ -27,6 +27,11 @@ TOOLS = frozenset({
 #: Bytes of a manifest that are read.
 LONGEST = 16 << 20
 _AGAIN = "copy or download the whole package again"
+#: What packages read from it beside the files -> its type.
+_KEYS = (
+    ("kind", str), ("name", str), ("model", str), ("to", str), ("min_ort", str), ("inputs", list), ("outputs", list),
+    ("profile", dict | None), ("tolerance", object),
+)  # fmt: skip
 
 
 def list_files(folder: Path) -> Iterator[str]:
@@ -97,8 +102,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is no manifest of halfconv", _AGAIN)
     if content.get("schema_version") != 1:
         raise InputError(f"{path}: has version {content.get('schema_version')!r}, and 1 is known", "a newer halfconv")
-    for name in (content.get("model", "m"), content.get("name", "m")):  # which become parts of paths
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+    for key, kind in _KEYS:
+        if key not in content or not isinstance(content[key], kind):
+            raise InputError(f"{path}: {key!r} is missing or damaged", _AGAIN)
+    for name in (content["model"], content["name"]):  # which become parts of paths
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             raise InputError(f"{path}: the model cannot be called {name!r}", _AGAIN)
     for entry in content["files"]:
         if (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halfconv import __version__
+from halfconv.check import runtime_package
 from halfconv.drift.waivers import expired_in
 from halfconv.errors import UsageError
 from halfconv.imports import names_function
@@ -38,7 +40,7 @@ class Job:
         folder: The fleet file's folder, in which functions are looked for.
         sha256: SHA-256 of the model's file.
         key: Fingerprint of the model with its weights, of the samples' content, of the options with
-            what has expired of their waivers, and of halfconv's version.
+            what has expired of their waivers, and of the versions of halfconv and ONNX Runtime.
     """
 
     name: str
@@ -103,6 +105,7 @@ def _job(model: FleetModel, target: str, to: str, folder: Path, digests: Digests
     known = {name: value for name, value in options.items() if name not in _APART and name not in PATHS}
     content = {
         "halfconv": __version__,
+        "runtime": _runtime(),
         "model": digests.model(model.path),
         "target": target,
         "to": to,
@@ -117,3 +120,12 @@ def _job(model: FleetModel, target: str, to: str, folder: Path, digests: Digests
         content["expired_waivers"] = over
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Job(model.name, model.path, target, to, options, folder, digests.file(model.path), key)
+
+
+def _runtime() -> list[str]:
+    """Return the package of ONNX Runtime that is installed, which measures ranges and answers, and its version."""
+    name = runtime_package()
+    try:
+        return [name, importlib.metadata.version(name)]
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # built by hand, or none
+        return [name]

@@ -99,7 +99,8 @@ def package(tmp_path: Path) -> Path:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "m.onnx").write_bytes(b"model")
     (folder / "a file.txt").write_text("text", "utf-8")
-    write_manifest(folder, {"halfconv": "0", "kind": "edge"})
+    content = {"halfconv": "0", "kind": "edge", "name": "m", "model": "m.onnx", "to": "fp16", "min_ort": "1.17"}
+    write_manifest(folder, {**content, "inputs": [], "outputs": [], "profile": None, "tolerance": {"rel_l2": 0.01}})
     return folder
 
 
@@ -126,6 +127,17 @@ def test_paths_out_of_the_package_are_refused(path: str, package: Path) -> None:
     (package / "manifest.json").write_text(json.dumps(content), "utf-8")
     with pytest.raises(InputError, match="outside of the package"):
         read_manifest(package)
+
+
+@pytest.mark.parametrize("key", ["kind", "name", "model", "to", "min_ort", "inputs", "outputs", "profile", "tolerance"])
+def test_what_packages_read_must_be_there(key: str, package: Path) -> None:
+    """Else an example or the service in the package would end with a KeyError."""
+    content = json.loads((package / "manifest.json").read_text("utf-8"))
+    for changed in ({name: value for name, value in content.items() if name != key}, {**content, key: 5}):
+        (package / "manifest.json").write_text(json.dumps(changed), "utf-8")
+        if key != "tolerance" or key not in changed:
+            with pytest.raises(InputError, match=f"'{key}' is missing or damaged; try: copy or download"):
+                read_manifest(package)
 
 
 def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:

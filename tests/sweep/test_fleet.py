@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from halfconv.errors import HalfconvError, InputError, UsageError
+from halfconv.sweep import job
 from halfconv.sweep.fleet import read_fleet
 from halfconv.sweep.job import make_jobs
 from halfconv.sweep.options import OPTIONS
@@ -194,6 +195,17 @@ def test_keys_change_with_the_input_and_with_nothing_else(fleet: Path) -> None:
     assert keys(fleet) == [a, b]
     save_model(folder / "a.onnx", 5)
     assert keys(fleet)[0] != a
+
+
+def test_keys_change_with_the_runtime_that_measures(fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_fleet(fleet, {"path": "a.onnx"})
+    found = [keys(fleet)]
+    for package, version in (("onnxruntime", "1.99.0"), ("onnxruntime", "1.99.1"), ("onnxruntime-gpu", "1.99.1"), ("", "")):
+        monkeypatch.setattr(job, "runtime_package", lambda package=package: package)
+        monkeypatch.setattr(job.importlib.metadata, "version", lambda name, version=version: version)
+        found.append(keys(fleet))
+    monkeypatch.undo()
+    assert len({str(one) for one in found}) == 5 and keys(fleet) == found[0]
 
 
 def test_keys_follow_the_content_to_another_folder(fleet: Path, tmp_path: Path) -> None:
