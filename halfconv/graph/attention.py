@@ -25,6 +25,9 @@ __all__ = ["attention"]
 MASKED = -1e4
 #: Operators that hand floats on.
 PASSING = frozenset({"Cast", "Dropout", "Identity"})
+#: Operators that move floats, and products: attention may be written with them in ways that are not followed.
+MOVING = PASSING | {"Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Where"}
+PRODUCTS = frozenset({"Einsum", "MatMul"})
 
 
 @dataclass
@@ -54,7 +57,7 @@ def attention(softmax: ir.Node, rewriter: Rewriter) -> Outcome:
     if final is None:
         shared = any(is_op(node, "MatMul", softmax.graph) for node in readers(softmax.outputs[0]))
         shared = shared and _scores(softmax.inputs[0], rewriter) is not None
-        return f"'{softmax.outputs[0].name}' inside it is read by others, too" if shared else None
+        return f"'{softmax.outputs[0].name}' inside it is read by others, too" if shared else _unfollowed(softmax)
     scores = _scores(softmax.inputs[0], rewriter)
     if scores is None:
         return "its scores are no product of queries and keys that is scaled and masked"
@@ -107,6 +110,36 @@ def _final_product(probabilities: ir.Value) -> tuple[ir.Node | None, list[ir.Val
             break
         inside.append(value)
     return None, [], False
+
+
+def _unfollowed(softmax: ir.Node) -> str | None:
+    """Say which operator is in the way if a Softmax lies between two products after all, as attention does."""
+    value, between = softmax.outputs[0], ""
+    for _ in range(4):
+        found = [node for node in readers(value) if not node.domain and node.op_type in MOVING | PRODUCTS]
+        if len(found) != 1 or found[0].graph is not softmax.graph:
+            return None
+        between = between or ("" if found[0].op_type in PASSING else found[0].op_type)
+        if found[0].op_type in PRODUCTS:
+            # Probabilities as the second factor of a MatMul weigh something else than values.
+            others = [read for read in found[0].inputs if read is not value]
+            known = not others or any(read is None or is_weight(read) for read in others)
+            weighs = found[0].op_type == "Einsum" or found[0].inputs[0] is value
+            if known or not weighs or not _is_product(softmax.inputs[0]):
+                return None
+            return f"its probabilities reach the values through {between}, which is not followed"
+        value = found[0].outputs[0]
+    return None
+
+
+def _is_product(value: ir.Value | None, depth: int = 8) -> bool:
+    """Tell whether a value is a product of two computed values that is scaled, masked or moved."""
+    node = value.producer() if value is not None else None
+    if node is None or node.domain or not depth or not is_float(value):
+        return False
+    if node.op_type in PRODUCTS:
+        return len(node.inputs) == 2 and not any(read is None or is_weight(read) for read in node.inputs)
+    return node.op_type in MOVING | {"Add", "Div", "Mul", "Sub"} and any(_is_product(read, depth - 1) for read in node.inputs)
 
 
 def _scores(value: ir.Value | None, rewriter: Rewriter, depth: int = 10) -> _Scores | str | None:

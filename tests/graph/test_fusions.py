@@ -228,6 +228,12 @@ def test_a_mask_that_lets_all_pass_goes() -> None:
         ("its keys are not transposed in a way that is known", attend(("MatMul(q4, kt)", "MatMul(q4, v4)"), keys="")),
         ("its scores are no product of queries and keys that is scaled and masked",
          attend(("s = Mul(s0, scale)", "s1 = Mul(s0, scale)\n s = Tanh(s1)"))),
+        ("its probabilities reach the values through Einsum, which is not followed",
+         attend(("s0 = MatMul(q4, kt)", 's0 = Einsum<equation = "bind,bjnd->bnij">(q1, k1)'),
+                ("o = MatMul(p, v4)", 'o = Einsum<equation = "bnij,bnjd->bnid">(p, v4)'), keys="")),
+        ("its probabilities reach the values through Unsqueeze, which is not followed",
+         attend(("o = MatMul(p, v4)", "one = Constant<value_ints = [0]>()\n pf = Unsqueeze(p, one)\n of = MatMul(pf, v4)\n"
+                 " o = Squeeze(of, one)"))),
     ],
     ids=lambda value: value if len(value) < 80 else "",
 )  # fmt: skip
@@ -240,8 +246,19 @@ def test_attention_that_is_refused(why: str, graph: str) -> None:
     assert "Softmax" in ops(made) and not contrib(made)
 
 
-def test_a_softmax_that_is_no_attention_is_not_mentioned() -> None:
-    _, done = fuse("(float[b,8] x) => (float[b,8] y) { y = Softmax(x) }", {"x": normal(3, 8)})
+@pytest.mark.parametrize(
+    "graph,feeds",
+    [
+        ("(float[b,8] x) => (float[b,8] y) { y = Softmax(x) }", {"x": normal(3, 8)}),
+        ("(float[b,8,8] x) => (float[b,8,8] y) { a = MatMul(x, x)\n p = Softmax(a)\n t = Transpose<perm = [0,2,1]>(p)\n"
+         " y = MatMul(x, t) }", {"x": normal(3, 8, 8)}),
+        ("(float[b,8,8] x) => (float[b,8,8] y) { p = Softmax(x)\n t = Transpose<perm = [0,2,1]>(p)\n y = MatMul(t, x) }",
+         {"x": normal(3, 8, 8)}),
+    ],
+    ids=["alone", "second factor", "no scores"],
+)  # fmt: skip
+def test_a_softmax_that_is_no_attention_is_not_mentioned(graph: str, feeds: dict[str, np.ndarray]) -> None:
+    _, done = fuse(graph, feeds)
     assert not done.refused
 
 
