@@ -89,7 +89,7 @@ def tanh_gelu(tanh: ir.Node, rewriter: Rewriter) -> Outcome:
     scaled = tanh.inputs[0].producer() if tanh.inputs[0] is not None else None
     total = next((v for v in scaled.inputs if not _close(v, math.sqrt(2 / math.pi))), None) if scaled is not None else None
     cubic = _beside(total.producer(), x, "Add") if total is not None else None
-    if scaled is None or not is_op(scaled, "Mul", tanh.graph) or cubic is None or not _is_cube(cubic, x):
+    if scaled is None or not any(_close(value, math.sqrt(2 / math.pi)) for value in scaled.inputs) or not is_op(scaled, "Mul", tanh.graph) or cubic is None or not _is_cube(cubic, x):
         return "its argument is not √(2/π) · (x + 0.044715 · x³)"
     return lambda: rewriter.replace(last, "FastGelu", [x], domain=MS)
 
@@ -101,7 +101,7 @@ def _is_cube(value: ir.Value, x: ir.Value) -> bool:
         return False
     factors = list(_factors(node, []))
     rest = [factor for factor in factors if not _close(factor, 0.044715)]
-    if len(rest) == len(factors):
+    if len(rest) != len(factors) - 1:
         return False
     powers = 0.0
     for factor in rest:

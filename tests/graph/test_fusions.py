@@ -378,6 +378,10 @@ NUMBERS = {name: np.array(number, np.float32) for name, number in
             "alpha": 1.702}.items()}  # fmt: skip
 
 
+#: What follows the hyperbolic tangent.
+GELU_END = "a = Add(t, one)\n h = Mul(x, half)\n y = Mul(h, a)"
+
+
 def number_weights(graph: str) -> dict[str, np.ndarray]:
     return {
         name: array for name, array in NUMBERS.items() if any(f"{left}{name}{right}" in graph for left in "( " for right in ",)")
@@ -400,6 +404,20 @@ def test_gelu_by_tanh(cube: str) -> None:
     )
     made, _ = fuse(graph, {"x": normal(2, 3, 8)}, number_weights(graph))
     assert ops(made) == ["FastGelu"]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "c = Pow(x, cube)\n k = Mul(c, small)\n i = Add(x, k)\n z = Mul(i, half)",
+        "c = Pow(x, cube)\n k0 = Mul(c, small)\n k = Mul(k0, small)\n i = Add(x, k)\n z = Mul(i, pi)",
+    ],
+    ids=["another factor of the sum", "0.044715 twice"],
+)
+def test_a_tanh_of_something_else_is_refused(argument: str) -> None:
+    graph = f"(float[b,s,8] x) => (float[b,s,8] y) {{ {argument}\n t = Tanh(z)\n {GELU_END} }}"
+    made, done = fuse(graph, {"x": normal(2, 3, 8)}, number_weights(graph))
+    assert ("FastGelu", "its argument is not √(2/π) · (x + 0.044715 · x³)") in reasons(done) and "Tanh" in ops(made)
 
 
 @pytest.mark.parametrize("body", ["s = Sigmoid(x)\n y = Mul(x, s)", "i = Mul(x, alpha)\n s = Sigmoid(i)\n y = Mul(s, x)"])
