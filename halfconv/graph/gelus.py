@@ -87,15 +87,33 @@ def tanh_gelu(tanh: ir.Node, rewriter: Rewriter) -> Outcome:
         return None
     last, x = found
     scaled = tanh.inputs[0].producer() if tanh.inputs[0] is not None else None
-    total = next((v for v in scaled.inputs if not _close(v, math.sqrt(2 / math.pi))), None) if scaled is not None else None
-    cubic = _beside(total.producer(), x, "Add") if total is not None else None
-    if scaled is None or not any(_close(value, math.sqrt(2 / math.pi)) for value in scaled.inputs) or not is_op(scaled, "Mul", tanh.graph) or cubic is None or not _is_cube(cubic, x):
+    if scaled is None or not is_op(scaled, "Mul", tanh.graph) or not (_is_sum(scaled, x) or _is_chain(scaled, x)):
         return "its argument is not √(2/π) · (x + 0.044715 · x³)"
     return lambda: rewriter.replace(last, "FastGelu", [x], domain=MS)
 
 
-def _is_cube(value: ir.Value, x: ir.Value) -> bool:
-    """Tell whether a value is 0.044715 · x³."""
+def _is_sum(scaled: ir.Node, x: ir.Value) -> bool:
+    """Tell whether a product is √(2/π) · (x + 0.044715 · x³)."""
+    total = next((value for value in scaled.inputs if not _close(value, math.sqrt(2 / math.pi))), None)
+    if not any(_close(value, math.sqrt(2 / math.pi)) for value in scaled.inputs):
+        return False
+    cubic = _beside(total.producer(), x, "Add") if total is not None else None
+    return cubic is not None and _is_power(cubic, x, 3)
+
+
+def _is_chain(scaled: ir.Node, x: ir.Value) -> bool:
+    """Tell whether a product is √(2/π) · x · (1 + 0.044715 · x²), in any order."""
+    factors = list(_factors(scaled, []))
+    rest = [value for value in factors if value is not x and not _close(value, math.sqrt(2 / math.pi))]
+    plus = rest[0].producer() if len(factors) == 3 and len(rest) == 1 and x in factors else None
+    if plus is None or not is_op(plus, "Add", scaled.graph):
+        return False
+    square = next((value for value in plus.inputs if not _close(value, 1.0)), None)
+    return square is not None and any(_close(value, 1.0) for value in plus.inputs) and _is_power(square, x, 2)
+
+
+def _is_power(value: ir.Value, x: ir.Value, wanted: int) -> bool:
+    """Tell whether a value is 0.044715 times a power of x."""
     node = value.producer()
     if node is None or not is_op(node, "Mul", node.graph):
         return False
@@ -108,7 +126,7 @@ def _is_cube(value: ir.Value, x: ir.Value) -> bool:
         power = factor.producer()
         raised = power is not None and is_op(power, "Pow", node.graph) and power.inputs[0] is x
         powers += 1 if factor is x else (scalar(power.inputs[1]) or 0.0) if raised and power is not None else math.nan
-    return powers == 3.0
+    return powers == wanted
 
 
 def quick_gelu(sigmoid: ir.Node, rewriter: Rewriter) -> Outcome:

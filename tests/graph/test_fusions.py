@@ -375,7 +375,7 @@ GELU = {
 }
 NUMBERS = {name: np.array(number, np.float32) for name, number in
            {"one": 1, "half": 0.5, "root": 2**0.5, "inverse": 0.5**0.5, "cube": 3, "small": 0.044715, "pi": (2 / np.pi) ** 0.5,
-            "alpha": 1.702}.items()}  # fmt: skip
+            "alpha": 1.702, "two": 2}.items()}  # fmt: skip
 
 
 #: What follows the hyperbolic tangent.
@@ -406,13 +406,25 @@ def test_gelu_by_tanh(cube: str) -> None:
     assert ops(made) == ["FastGelu"]
 
 
+@pytest.mark.parametrize("factor", ["z0 = Mul(x, pi)\n z = Mul(z0, b)", "z0 = Mul(b, x)\n z = Mul(pi, z0)"])
+@pytest.mark.parametrize("square", ["xx = Mul(x, small)\n k = Mul(xx, x)", "xx = Pow(x, two)\n k = Mul(small, xx)"])
+def test_gelu_by_tanh_of_a_product(square: str, factor: str) -> None:
+    graph = f"(float[b,s,8] x) => (float[b,s,8] y) {{ {square}\n b = Add(k, one)\n {factor}\n t = Tanh(z)\n {GELU_END} }}"
+    made, _ = fuse(graph, {"x": normal(2, 3, 8)}, number_weights(graph))
+    assert ops(made) == ["FastGelu"]
+
+
 @pytest.mark.parametrize(
     "argument",
     [
+        "xx = Pow(x, cube)\n k = Mul(small, xx)\n b = Add(k, one)\n z0 = Mul(x, pi)\n z = Mul(z0, b)",
+        "xx = Pow(x, two)\n k = Mul(small, xx)\n b = Add(k, two)\n z0 = Mul(x, pi)\n z = Mul(z0, b)",
+        "xx = Pow(x, two)\n k = Mul(small, xx)\n b = Add(k, one)\n z0 = Mul(x, half)\n z = Mul(z0, b)",
+        "xx = Pow(x, two)\n k = Mul(small, xx)\n b = Add(k, one)\n z0 = Mul(pi, pi)\n z = Mul(z0, b)",
         "c = Pow(x, cube)\n k = Mul(c, small)\n i = Add(x, k)\n z = Mul(i, half)",
         "c = Pow(x, cube)\n k0 = Mul(c, small)\n k = Mul(k0, small)\n i = Add(x, k)\n z = Mul(i, pi)",
     ],
-    ids=["another factor of the sum", "0.044715 twice"],
+    ids=["cube", "plus two", "another factor", "no x", "another factor of the sum", "0.044715 twice"],
 )
 def test_a_tanh_of_something_else_is_refused(argument: str) -> None:
     graph = f"(float[b,s,8] x) => (float[b,s,8] y) {{ {argument}\n t = Tanh(z)\n {GELU_END} }}"
