@@ -26,6 +26,7 @@ __all__ = [
     "for_all_heads",
     "is_finite",
     "lets_all_pass",
+    "lowest",
     "mask_fault",
     "mask_of",
     "unmasked_rows",
@@ -42,6 +43,8 @@ UNMASKED = -60000.0
 DEPTH, MAX_SIZE = 40, 1 << 20
 #: The opset in which the axes of ReduceMax became an input.
 REDUCE_AXES = 18
+#: Operators that move floats.
+MOVING = frozenset({"Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 #: (condition, whether it keeps scores, what is filled in where it does not).
 Fills = Sequence[tuple[ir.Value, bool, float]]
 
@@ -68,6 +71,22 @@ def is_finite(bias: ir.Value, depth: int = DEPTH) -> bool:
         floats = [read for read in node.inputs[: 2 if node.op_type == "Sub" else 1] if read is not None]
         return all(is_finite(read, depth - 1) for read in floats)
     return False
+
+
+def lowest(bias: ir.Value | None, depth: int = DEPTH) -> float:
+    """Return a bound that no number of a mask is below; −∞ where none is known. Relative positions have one, of weights."""
+    if bias is None or not is_float(bias) or depth == 0:
+        return -math.inf
+    if is_weight(bias):
+        known = bias.const_value
+        return float(known.numpy().min()) if known is not None and 0 < known.size < MAX_SIZE else -math.inf
+    node = bias.producer()
+    if node is None or node.domain:
+        return -math.inf
+    if node.op_type in ("Add", "Where"):
+        sides = [lowest(read, depth - 1) for read in node.inputs[-2:]]
+        return sum(sides) if node.op_type == "Add" else min(sides)
+    return lowest(node.inputs[0], depth - 1) if node.op_type in MOVING else -math.inf
 
 
 def lets_all_pass(bias: ir.Value) -> bool:

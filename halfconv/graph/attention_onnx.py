@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from halfconv.graph.attention_masks import LOWEST, for_all_heads, mask_of, unmasked_rows
+from halfconv.graph.attention_masks import LOWEST, UNMASKED, for_all_heads, lowest, mask_of, unmasked_rows
 from halfconv.graph.fuse import is_op, only_reader
 from halfconv.graph.heads import TO_HEADS, Heads, flat_rows, heads_of
 from halfconv.graph.rules import MS, Outcome, Rewriter, readers
@@ -64,7 +64,7 @@ def _unfit(mask: ir.Value, length: Size, causal: bool, rewriter: Rewriter) -> st
     if sizes[-1] not in (1, length):
         return "its mask may be shorter than the keys"
     # A row that is masked as a whole gives zeros, which MultiHeadAttention does not give.
-    if causal or not for_all_heads(mask, rewriter):
+    if causal or not (for_all_heads(mask, rewriter) or lowest(mask) > UNMASKED):
         return "a row may be masked as a whole, by " + (
             "causality and mask together" if causal else "a mask that differs between heads"
         )
@@ -83,13 +83,15 @@ def _converted(
     attributes: dict[str, ir.Attr | int] = {name: a for name, a in node.attributes.items() if name == "scale"}
     attributes |= {"num_heads": heads, **({"unidirectional": 1} if causal else {})}
     inputs = [*flat, *([None, None, bias] if bias is not None else [])]
-    if not parts and bias is None:
+    # Nor does a mask of numbers that half holds mask a row.
+    zeroed = bias is not None and mask is not None and not lowest(mask) > UNMASKED
+    if not parts and not zeroed:
         return rewriter.replace(node, "MultiHeadAttention", inputs, attributes, domain=MS)
     sizes = [rewriter.sizes.size(flat[0], 0), rewriter.sizes.size(flat[0], 1), rewriter.sizes.size(flat[2], 2)]
     answer = rewriter.add("MultiHeadAttention", inputs, node, "attention", sizes, attributes, domain=MS)
     made = answer.producer()
     assert made is not None
-    if bias is not None:
+    if zeroed:
         chosen = [unmasked_rows(bias, node, rewriter), answer, rewriter.constant(np.array(0, np.float32), "zero")]
         if not parts:
             rewriter.replace(node, "Where", chosen)

@@ -344,6 +344,30 @@ def test_onnx_attention_becomes_multi_head_attention(options: str, mask: np.ndar
     assert contrib(made) == {"MultiHeadAttention": 1} and "Attention" not in ops(made)
 
 
+POSITIONS = "t = Transpose<perm = [2,0,1]>(table)\n m = Unsqueeze(t, zeroth)\n "
+
+
+@pytest.mark.parametrize("add", [False, True], ids=["positions", "positions and window"])
+def test_onnx_attention_with_relative_positions_of_each_head(add: bool) -> None:
+    graph = ONNX.format(more="", kv=4, options="", reads="q, k, v, m").replace("{ y", f"{{ {POSITIONS}y").replace("b,s", f"b,{S}")
+    weights = {"table": normal(S, S, H), "zeroth": np.array([0])}
+    if add:
+        graph = graph.replace("m = Unsqueeze(t, zeroth)", "m0 = Unsqueeze(t, zeroth)\n m = Add(m0, window)")
+        weights["window"] = np.where(np.arange(S) < np.arange(2, S + 2)[:, None], 0, -100).astype(np.float32)
+    made, _ = fuse(graph, QKV, weights, opset=23)
+    assert contrib(made) == {"MultiHeadAttention": 1} and not {"Where", "ReduceMax"} & set(ops(made))
+
+
+@pytest.mark.parametrize("low", [-3.4e38, -65000.0, -np.inf])
+def test_onnx_attention_with_a_row_of_one_head_masked_is_refused(low: float) -> None:
+    graph = ONNX.format(more="", kv=4, options="", reads="q, k, v, m").replace("{ y", f"{{ {POSITIONS}y").replace("b,s", f"b,{S}")
+    table = normal(S, S, H)
+    table[0, :, 1] = low
+    made, done = fuse(graph, QKV, {"table": table, "zeroth": np.array([0])}, opset=23)
+    assert ("MultiHeadAttention", "a row may be masked as a whole, by a mask that differs between heads") in reasons(done)
+    assert not contrib(made)
+
+
 def test_onnx_attention_of_rank_4() -> None:
     graph = "(float[b,4,s,8] q, float[b,4,t,8] k, float[b,4,t,8] v) => (float[b,4,s,8] y) { y = Attention(q, k, v) }"
     feeds = {"q": normal(B, H, S, D), "k": normal(B, H, 5, D), "v": normal(B, H, 5, D)}
