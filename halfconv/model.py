@@ -26,6 +26,7 @@ from halfconv.external import data_file, link_root
 from halfconv.graph.protos import graphs_of, subgraphs_of
 from halfconv.graph.stored import store
 from halfconv.graph.validate import check_names
+from halfconv.quiet import quiet
 
 __all__ = ["MIN_OPSET", "SourceModel", "check_unchanged", "load"]
 
@@ -135,7 +136,8 @@ def load(path: str | os.PathLike[str], allow_links: str | os.PathLike[str] | Non
     annotated = frozenset(value.name for graph in _graphs(proto) for value in graph.value_info)
     opaque = _take_opaque_types(proto)
     try:
-        model = ir.from_proto(proto)
+        with quiet(ir.serde.__name__):  # it logs what `_check_scopes` refuses
+            model = ir.from_proto(proto)
     except Exception as error:
         cause = error
         while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):

@@ -23,10 +23,11 @@ from halfconv.precision.plan import PrecisionPlan
 from halfconv.precision.rewrite import RewritePass
 from halfconv.precision.rules import Rules
 from halfconv.precision.surroundings import with_ranges
-from halfconv.profile import profile_path, write_profile
+from halfconv.profile import write_profile
 from halfconv.progress import Progress, StageClock
 from halfconv.result import ChangedConstant, ConvertResult, FailedConvert, FloatValue
-from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path, check_side_file
+from halfconv.run_paths import check_run_paths
+from halfconv.storage import METADATA_PREFIX, atomic_text, check_output_path
 from halfconv.weight_files import DATA_FORMATS
 
 if TYPE_CHECKING:
@@ -177,8 +178,10 @@ def convert(
         _check_kernels(plans[0].plan.to, plans[0].plan.target)
     names = [source_path.with_name(f"{source_path.stem}.{known.plan.to}.onnx") for known in plans]
     targets = [Path(output)] * len(plans) if output is not None else names
+    given = {"--plan": plan, "--samples": samples, "--tolerance-file": tolerance_file, "--ranges": ranges}
+    sides = {"--save-plan": save_plan, "--save-ranges": save_ranges}
     for path in {*targets, *([Path(force_failed)] if force_failed is not None else [])}:
-        _check_paths(source_path, path, plans[0].source, plan, save_plan, save_ranges)
+        check_run_paths(source_path, path, plans[0].source.data_files, given, sides)
     clock = StageClock(on_progress)
     tuned, failed, chosen = None, "", 0
     notes: list[str] = []
@@ -287,23 +290,6 @@ def _check_kernels(to: str, target: str) -> None:
 def _formats(to: str, target: str) -> list[str]:
     """Return the formats to try."""
     return [to] if to != AUTO else [name for name, known in FORMATS.items() if not known.targets or target in known.targets]
-
-
-def _check_paths(
-    source_path: Path, target_path: Path, source: SourceModel, plan: object, save_plan: str | os.PathLike[str] | None,
-    save_ranges: str | os.PathLike[str] | None,
-) -> None:  # fmt: skip
-    """Refuse an output that would overwrite something else that this run reads or writes."""
-    check_output_path(source_path, target_path, source.data_files)
-    profile = profile_path(target_path)
-    for written in (target_path, profile):
-        if isinstance(plan, (str, os.PathLike)) and written.exists() and written.samefile(plan):
-            raise UsageError(f"the plan {plan} would be overwritten", "another -o")
-    if profile.exists() and any(profile.samefile(file) for file in (source_path, *source.data_files)):
-        raise UsageError(f"the run profile of {target_path} would overwrite the input {profile}", "another -o")
-    for side in (save_plan, save_ranges):
-        if side is not None:
-            check_side_file(Path(side), (source_path, target_path, profile, *source.data_files))
 
 
 def _remarks(planned: Planned, to: str) -> Iterator[str]:

@@ -44,12 +44,13 @@ def check_output_path(source: Path, output: Path, data_files: Iterable[Path] = (
         raise EnvironmentProblem(f"no permission to write in {folder}", "another -o, or chmod")
 
 
-def check_side_file(path: Path, others: Iterable[Path]) -> None:
-    """Refuse a path for a plan that cannot be written, or that would destroy another file of the run.
+def check_side_file(option: str, path: Path, others: Iterable[Path]) -> None:
+    """Refuse a path for a plan or ranges that cannot be written, or that would destroy another file of the run.
 
     Args:
-        path: Where the plan goes.
-        others: The model, its data, the output and its profile.
+        option: What the path was given with: --save-plan or --save-ranges.
+        path: Where they go.
+        others: The model, its data, the output and its profile, and what else the run reads and writes.
 
     Raises:
         UsageError: It is a directory or one of the others.
@@ -57,13 +58,14 @@ def check_side_file(path: Path, others: Iterable[Path]) -> None:
     """
     taken = {other.absolute() for other in others}
     same = path.absolute() in taken or any(path.exists() and other.exists() and path.samefile(other) for other in taken)
-    if same or (path.exists() and not path.is_file()):
-        raise UsageError(
-            f"--save-plan {path} is {'another file of this run' if same else 'no file'}", "another name, such as plan.json"
-        )
+    advice = f"another name, such as {option.removeprefix('--save-')}.json"
+    if same:
+        raise UsageError(f"{option} {path} is another file of this run", advice)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path} is no file", advice)
     folder = path.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise EnvironmentProblem(f"cannot write the plan in {folder}: it is missing or read-only", f"mkdir -p {folder}")
+        raise EnvironmentProblem(f"{option} {path}: its folder is missing or read-only", f"mkdir -p {folder}")
 
 
 def atomic_text(path: Path, text: str) -> None:

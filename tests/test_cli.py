@@ -147,6 +147,43 @@ def test_error_is_one_line_and_leaves_nothing(
     assert (folder / "pipe").is_fifo() == kinds
 
 
+READ = {"--samples": "samples.npz", "--tolerance-file": "bounds.toml", "--ranges": "ranges.json", "--plan": "plan.json"}
+SAMPLE: dict[str, Any] = {"x": np.ones((1, 8), np.float32), "i": np.zeros(1, np.int64)}
+WRITES = ["-o", "--force-failed", "--save-plan", "--save-ranges"]
+
+
+@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("write", WRITES)
+def test_a_file_that_is_read_is_not_overwritten(read: str, write: str, cli: Any, model: Path, folder: Path) -> None:
+    assert cli("convert", model, "--save-plan", "plan.json", "--save-ranges", "ranges.json").code == 0
+    np.savez(folder / "samples.npz", **SAMPLE)
+    (folder / "bounds.toml").write_text("rel_l2 = 1.0\n", "utf-8")
+    before = listing(folder)
+    run = cli("convert", model, read, READ[read], write, READ[read])
+    if (read, write) in {("--plan", "--save-plan"), ("--ranges", "--save-ranges")}:  # brought up to date in place
+        assert run.code == 0
+        return
+    assert (run.code, run.out) == (2, "")
+    assert re.fullmatch(r"halfconv: [^\n]+; try: [^\n]+\n", run.err), run.err
+    assert READ[read] in run.err and (write in run.err or read in run.err)
+    assert listing(folder) == before
+
+
+def test_a_file_of_a_folder_of_samples_is_not_overwritten(cli: Any, model: Path, folder: Path) -> None:
+    (folder / "samples").mkdir()
+    np.savez(folder / "samples" / "a.npz", **SAMPLE)
+    before = (folder / "samples" / "a.npz").read_bytes()
+    assert cli("convert", model, "--samples", "samples", "--save-plan", "samples/a.npz").code == 2
+    assert (folder / "samples" / "a.npz").read_bytes() == before
+
+
+def test_plan_and_ranges_do_not_share_a_file(cli: Any, model: Path, folder: Path) -> None:
+    before = listing(folder)
+    run = cli("convert", model, "--save-plan", "p.json", "--save-ranges", "p.json")
+    assert run.code == 2 and "--save-ranges p.json is another file of this run" in run.err
+    assert listing(folder) == before
+
+
 def listing_without_pipe(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in listing(folder).items() if name != "pipe"}
 

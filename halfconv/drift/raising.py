@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.graph.lift import lift
 from halfconv.graph.raise_opset import RAISING
+from halfconv.quiet import quiet
 
 __all__ = ["raised_to"]
 
@@ -27,14 +26,10 @@ def raised_to(model: ir.Model, opset: int) -> bool:
         return True
     from onnxscript import version_converter
 
-    logger = logging.getLogger(version_converter.__name__)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
     try:
-        version_converter.convert_version(model, opset, fallback=True)
-        common.ShapeInferencePass()(model)
+        with quiet(version_converter.__name__):
+            version_converter.convert_version(model, opset, fallback=True)
+            common.ShapeInferencePass()(model)
     except Exception:  # whatever they raise, the model stays where it is
         return False
-    finally:
-        logger.setLevel(level)
     return model.opset_imports.get("") == opset

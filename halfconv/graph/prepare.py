@@ -57,6 +57,7 @@ def prepare(
     check_functions(model, label)
     try:
         if model.functions:
+            _name_results(model)
             common.InlinePass()(model)
             model.functions.clear()
     except Exception as error:
@@ -89,6 +90,15 @@ def prepare(
     if fuse:
         fuse_for(model, done, target, to, without, kept)
     return done
+
+
+def _name_results(model: ir.Model) -> None:
+    """Give what functions return unchanged a value of its own: the inliner would rename the caller's."""
+    for function in model.functions.values():
+        for index, value in enumerate(function.outputs):
+            if value.is_graph_input():
+                function.append(copy := ir.node("Identity", [value]))
+                function.outputs[index] = copy.outputs[0]
 
 
 def _check_operators(model: ir.Model, label: str) -> None:

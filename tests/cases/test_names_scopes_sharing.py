@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 import halfconv
 from tests import structure
-from tests.cases.checks import answers, close, convert, normal, proto, runs, text, tidy, with_weights
+from tests.cases.checks import answers, close, convert, normal, proto, runs, same_interface, text, tidy, with_weights
 from tests.runtime_helpers import run
 from tests.simulation import FLOAT, HALF, graphs
 
@@ -520,6 +520,15 @@ _FUNCTIONS = {
 def test_functions_of_the_model(kind: str, half_io: bool, folder: Path) -> None:
     converted = convert(_functions(*_FUNCTIONS[kind]), folder, half_io=half_io)
     runs(converted, {"x": X}, keep_io=not half_io)
+
+
+def test_a_function_that_returns_what_it_takes(folder: Path) -> None:
+    """ONNX's checker takes it, ONNX Runtime refuses it: the answer must be that of the function written out."""
+    made = _functions("a, b = local.f(x)\n y = Add(a, b)", f"{_LOCAL} f (p) => (p, q) {{ q = Relu(p) }}")
+    converted = convert(made, folder)
+    tidy(converted)
+    same_interface(converted)
+    close(run(converted.path, [{"x": X}], fit=True).outputs, [{"y": X + np.maximum(X, 0)}], 5e-3)
 
 
 def test_a_function_called_inside_a_branch(folder: Path) -> None:
