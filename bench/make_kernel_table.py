@@ -19,10 +19,11 @@ import platform
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from halfconv.graph.kernels import DOMAINS, INSERTED, bare_type
+
 LETTERS = {"float": "f", "float16": "h", "bfloat16": "b"}
-DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
-#: What the runtime inserts by itself.
-INSERTED = frozenset({"MemcpyFromHost", "MemcpyToHost"})
 CPU = "cpu"
 #: Machines by their names on different systems.
 MACHINES = {"amd64": "x86-64", "x86_64": "x86-64", "aarch64": "Arm64", "arm64": "Arm64"}
@@ -78,7 +79,7 @@ def reduce(full: dict) -> dict:
 
 def letters_of(kinds: list[str]) -> str:
     """Return the letters of the floating-point types among type strings."""
-    return "".join(sorted({LETTERS.get(kind.rstrip(")").rpartition("(")[2], "") for kind in kinds}))
+    return "".join(sorted({LETTERS.get(bare_type(kind), "") for kind in kinds}))
 
 
 def text(table: dict) -> str:

@@ -36,11 +36,8 @@ def short(content: Mapping[str, Any]) -> list[str]:
     Args:
         content: A result of `bench/train.py`.
     """
-    rows = content["rows"]
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    found = {(row["case"], row["who"]): row for row in rows}
+    found, cases, kinds = _grid(content["rows"])
     lines = [_line("trained in", *(f"`{case}`" for case in cases)), "|---" * (1 + len(cases)) + "|"]
-    kinds = [who for who in TITLES if any(row["who"] == who for row in rows)]
     lines += [_line(TITLES[who], *(_both(found[case, who]) if (case, who) in found else "" for case in cases)) for who in kinds]
     memory, place = _where(content)
     return [
@@ -71,13 +68,19 @@ def digits(content: Mapping[str, Any]) -> list[str]:
 
 def _table(rows: Sequence[Row], heading: str, cell: Callable[[Row], str]) -> list[str]:
     """Lay rows out: a line for each case, a column for each precision that there is."""
-    found = {(row["case"], row["who"]): row for row in rows}
-    kinds = [who for who in TITLES if any(row["who"] == who for row in rows)]
+    found, cases, kinds = _grid(rows)
     lines = [_line(heading, *(TITLES[who] for who in kinds)), "|---" * (1 + len(kinds)) + "|"]
-    for case in dict.fromkeys(row["case"] for row in rows):
+    for case in cases:
         cells = (cell(found[case, who]) if (case, who) in found else "" for who in kinds)
         lines.append(_line(f"`{case}`", *cells))
     return lines
+
+
+def _grid(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[str], list[str]]:
+    """Return the rows by case and precision, the cases, and the precisions that there are."""
+    found = {(row["case"], row["who"]): row for row in rows}
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    return found, cases, [who for who in TITLES if any(row["who"] == who for row in rows)]
 
 
 def _where(content: Mapping[str, Any]) -> tuple[str, str]:

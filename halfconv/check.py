@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from halfconv.graph.kernels import table_source
 from halfconv.graph.names import values_of
 from halfconv.graph.schema import known_to_onnx, signature
 from halfconv.model import SourceModel
+from halfconv.runtime.installation import runtime_version
 from halfconv.runtime.kernels import library
 from halfconv.runtime.session_server import CPU, LEVELS
 from halfconv.runtime.settings import CUDA
@@ -45,7 +45,6 @@ NO_BF16 = (
     "no session was tried: ONNX Runtime's CPU provider loads no BF16 model, so only onnx's checker and the kernel table of {} "
     "vouch for it"
 )
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +81,8 @@ class CheckResult:
 
 def runtime_package() -> str:
     """Return which ONNX Runtime package is installed, ``onnxruntime`` or ``onnxruntime-gpu``; "" if none is."""
-    for name in reversed(RUNTIMES):
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    name, _ = runtime_version()
+    if name:
         return name
     if importlib.util.find_spec("onnxruntime") is not None:
         return "onnxruntime"

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from halfconv import __version__
 from halfconv.errors import InputError, UsageError
-from halfconv.graph.kernels import PROVIDERS, operators, table_source
+from halfconv.graph.kernels import DOMAINS, INSERTED, PROVIDERS, bare_type, operators, table_source
 from halfconv.kernels.information import KernelsReport, kernels_report
 from halfconv.runtime.installation import NAMES, Facts, facts
 from halfconv.runtime.providers import Problem, installation_problems, limits_of, own_provider, problems_of
@@ -31,8 +31,6 @@ TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 #: Format -> ONNX Runtime's name of it.
 ELEMENTS = {"fp16": "float16", "bf16": "bfloat16"}
-#: Whose operators are counted, but for those that ONNX Runtime inserts by itself.
-DOMAINS, INSERTED = ("", "ai.onnx.ml", "com.microsoft"), frozenset({"MemcpyFromHost", "MemcpyToHost"})
 #: Seconds that the sessions of one provider may take; TensorRT builds an engine first.
 SECONDS = 300
 NO_CAUSE = "onnxruntime.set_default_logger_severity(0) before a session, whose log names the cause"
@@ -212,8 +210,8 @@ def _installed_kernels(found: Facts) -> Mapping[str, Any] | None:
     takes: dict[str, set[str]] = {}
     for domain, op_type, kinds in listed:
         if domain in DOMAINS and op_type not in INSERTED:
-            bare = {kind.rstrip(")").rpartition("(")[2] for kind in kinds}  # of a sequence, what is in it
-            takes.setdefault(f"{domain}::{op_type}".removeprefix("::"), set()).update(bare & {"float", *ELEMENTS.values()})
+            known = {*map(bare_type, kinds)} & {"float", *ELEMENTS.values()}
+            takes.setdefault(f"{domain}::{op_type}".removeprefix("::"), set()).update(known)
     halves = {name: sorted(op for op, kinds in takes.items() if element in kinds) for name, element in ELEMENTS.items()}
     package = f"{found.package} {found.version}, installed"
     return {"package": package, "operators": sum(bool(kinds) for kinds in takes.values()), **halves}

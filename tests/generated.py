@@ -230,8 +230,7 @@ def make_cuda() -> str:
 def make_cuda_profile() -> str:
     from bench.cuda_profile import markdown
 
-    file = RESULTS.parent / "cuda_profile_h200.json"
-    return markdown(json.loads(file.read_text("utf-8")), file.relative_to(ROOT).as_posix())
+    return markdown(results("cuda_profile_h200"), "bench/results/cuda_profile_h200.json")
 
 
 def make_digits() -> str:

@@ -29,6 +29,12 @@ def _beside(node: ir.Node | None, one: ir.Value, op: str) -> ir.Value | None:
     return node.inputs[1] if node.inputs[0] is one else node.inputs[0] if node.inputs[1] is one else None
 
 
+def _but(node: ir.Node, number: float) -> ir.Value | None:
+    """Return what a Mul or Add reads beside a constant; None without that constant."""
+    constant = next((value for value in node.inputs if value is not None and _close(value, number)), None)
+    return _beside(node, constant, node.op_type) if constant is not None else None
+
+
 def _factors(node: ir.Node, inside: list[ir.Value], depth: int = 3) -> Iterator[ir.Value]:
     """Yield the factors of a chain of products, through products that nothing else reads."""
     for value in node.inputs:
@@ -94,9 +100,7 @@ def tanh_gelu(tanh: ir.Node, rewriter: Rewriter) -> Outcome:
 
 def _is_sum(scaled: ir.Node, x: ir.Value) -> bool:
     """Tell whether a product is √(2/π) · (x + 0.044715 · x³)."""
-    total = next((value for value in scaled.inputs if not _close(value, math.sqrt(2 / math.pi))), None)
-    if not any(_close(value, math.sqrt(2 / math.pi)) for value in scaled.inputs):
-        return False
+    total = _but(scaled, math.sqrt(2 / math.pi))
     cubic = _beside(total.producer(), x, "Add") if total is not None else None
     return cubic is not None and _is_power(cubic, x, 3)
 
@@ -108,8 +112,8 @@ def _is_chain(scaled: ir.Node, x: ir.Value) -> bool:
     plus = rest[0].producer() if len(factors) == 3 and len(rest) == 1 and x in factors else None
     if plus is None or not is_op(plus, "Add", scaled.graph):
         return False
-    square = next((value for value in plus.inputs if not _close(value, 1.0)), None)
-    return square is not None and any(_close(value, 1.0) for value in plus.inputs) and _is_power(square, x, 2)
+    square = _but(plus, 1.0)
+    return square is not None and _is_power(square, x, 2)
 
 
 def _is_power(value: ir.Value, x: ir.Value, wanted: int) -> bool:

@@ -18,11 +18,16 @@ import onnx_ir as ir
 from halfconv.graph.schema import Signature
 
 __all__ = [
-    "PROVIDERS", "Support", "combining", "expands", "has_kernel", "on_any", "on_cuda", "operators", "support", "table_source",
+    "DOMAINS", "INSERTED", "PROVIDERS", "Support", "bare_type", "combining", "expands", "has_kernel", "on_any", "on_cuda",
+    "operators", "support", "table_source",
 ]  # fmt: skip
 
 #: Providers whose kernels are known.
 PROVIDERS = ("cuda", "cpu")
+#: Domains whose operators a table has.
+DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
+#: What the runtime inserts by itself.
+INSERTED = frozenset({"MemcpyFromHost", "MemcpyToHost"})
 
 #: Formats that the CPU provider runs, by casting. In the others only the CUDA provider's own kernels count.
 ON_CPU = frozenset({ir.DataType.FLOAT16})
@@ -55,6 +60,11 @@ def _table(provider: str = "cuda") -> tuple[str, dict[str, list[Entry]]]:
     text = resources.files("halfconv.graph").joinpath(f"data/{provider}_kernels.json").read_text("utf-8")
     content = json.loads(text)
     return content["package"], content["kernels"]
+
+
+def bare_type(kind: str) -> str:
+    """Return the element type of a type string of ONNX Runtime's: of ``seq(tensor(float16))``, ``float16``."""
+    return kind.rstrip(")").rpartition("(")[2]
 
 
 def table_source(provider: str = "cuda") -> str:

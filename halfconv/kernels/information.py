@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfconv.runtime.installation import CPU_PACKAGE, GPU_PACKAGE
+from halfconv.runtime.installation import runtime_version
 from halfconv.runtime.kernels import KERNELS_VERSION, VARIABLE, library
 
 __all__ = ["KernelsReport", "kernels_report"]
+
 
 @dataclass(frozen=True, slots=True)
 class KernelsReport:
@@ -50,11 +50,5 @@ class KernelsReport:
 
 def kernels_report() -> KernelsReport:
     """Look for the library, without loading it."""
-    found, runtime = library(), ""
-    for name in (GPU_PACKAGE, CPU_PACKAGE):
-        try:
-            runtime = f"{name} {importlib.metadata.version(name)}"
-            break
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found, runtime = library(), " ".join(runtime_version()).strip()
     return KernelsReport(found, VARIABLE in os.environ, found is not None and found.is_file(), runtime)

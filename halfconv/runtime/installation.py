@@ -15,7 +15,7 @@ from typing import Any
 from .driver import Driver, read_driver
 from .libraries import Library, find, loaded, loader_cache, needed, package_versions, search_folders
 
-__all__ = ["CPU_PACKAGE", "GPU_PACKAGE", "NAMES", "Facts", "Wheel", "facts"]
+__all__ = ["CPU_PACKAGE", "GPU_PACKAGE", "NAMES", "Facts", "Wheel", "facts", "runtime_version"]
 
 #: What users call a provider -> ONNX Runtime's name.
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -114,6 +114,16 @@ def facts() -> Facts:
         driver=read_driver(),
         visible=visible,
     )
+
+
+def runtime_version() -> tuple[str, str]:
+    """Return the package of ONNX Runtime that is installed, and its version, without importing it; both empty if none tells."""
+    for name in (GPU_PACKAGE, CPU_PACKAGE):
+        try:
+            return name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "", ""
 
 
 def _wheels(folder: Path | None) -> tuple[Wheel, ...]:

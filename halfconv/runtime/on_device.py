@@ -142,19 +142,28 @@ class OnDevice:
 
     def along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
         """Run a request by its route; None if that cannot be now."""
-        lane = self._lane
         if self._held.loaded.recording:
             return None
-        if lane is None:
+        if self._lane is None:
             with self._lock:
                 if route.bound.key in self._bounds:
                     self._bounds.move_to_end(route.bound.key)
-            with route.bound.lock:
-                return self._along(route, feeds)
+        return self._in_turn(route.bound, lambda: self._along(route, feeds), None)
+
+    def _in_turn(self, bound: Bound, function: Callable[[], T], ticket: Ticket | None) -> T:
+        """Call what runs on buffers when it is their turn, or the lane's: at once if nobody else is there.
+
+        Raises:
+            RunStopped: The deadline passed before its turn came.
+        """
+        lane = self._lane
+        if lane is None:
+            with Turn(bound.lock, ticket):
+                return function()
         if not lane.enter():
-            return lane.call(lambda: self._along(route, feeds), None)
+            return lane.call(function, ticket)
         try:
-            return self._along(route, feeds)
+            return function()
         finally:
             lane.leave()
 
@@ -345,18 +354,8 @@ class OnDevice:
             RunStopped: It was stopped.
             EnvironmentProblem: ONNX Runtime failed.
         """
-        lane = self._lane
         try:
-            if lane is None:
-                with Turn(bound.lock, ticket):
-                    self._replay(bound, ticket)
-            elif lane.enter():
-                try:
-                    self._replay(bound, ticket)
-                finally:
-                    lane.leave()
-            else:
-                lane.call(lambda: self._replay(bound, ticket), ticket)
+            self._in_turn(bound, lambda: self._replay(bound, ticket), ticket)
         except HalfconvError:
             raise
         except Exception as error:
@@ -369,13 +368,8 @@ class OnDevice:
             foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._held.settings.wishes.device)
         if bound.closed:
             raise UsageError(f"these buffers ended with the CUDA graphs: {self._held.no_graph}", "bind() anew")
-        if not bound.ready:
-            with GATE.exclusive():
-                bound.replay((), options_of(ticket, bound.graph))
-                bound.wait()
-            return
-        with GATE:
-            bound.launch(options_of(ticket, bound.graph))
+        with GATE.shared() if bound.ready else GATE.exclusive():
+            bound.replay((), options_of(ticket, bound.graph))
             bound.wait()
 
     def unbind(self, bound: Bound) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from halfconv import __version__
-from halfconv.check import runtime_package
 from halfconv.drift.waivers import expired_in
 from halfconv.errors import UsageError
 from halfconv.imports import names_function
 from halfconv.precision.formats import FORMATS
+from halfconv.runtime.installation import runtime_version
 from halfconv.sweep.fleet import Fleet, FleetModel
 from halfconv.sweep.identity import Digests
 from halfconv.sweep.options import PATHS
@@ -105,7 +104,7 @@ def _job(model: FleetModel, target: str, to: str, folder: Path, digests: Digests
     known = {name: value for name, value in options.items() if name not in _APART and name not in PATHS}
     content = {
         "halfconv": __version__,
-        "runtime": _runtime(),
+        "runtime": runtime_version(),
         "model": digests.model(model.path),
         "target": target,
         "to": to,
@@ -120,12 +119,3 @@ def _job(model: FleetModel, target: str, to: str, folder: Path, digests: Digests
         content["expired_waivers"] = over
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Job(model.name, model.path, target, to, options, folder, digests.file(model.path), key)
-
-
-def _runtime() -> list[str]:
-    """Return the package of ONNX Runtime that is installed, which measures ranges and answers, and its version."""
-    name = runtime_package()
-    try:
-        return [name, importlib.metadata.version(name)]
-    except (importlib.metadata.PackageNotFoundError, ValueError):  # built by hand, or none
-        return [name]

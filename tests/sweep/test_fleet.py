@@ -201,8 +201,7 @@ def test_keys_change_with_the_runtime_that_measures(fleet: Path, monkeypatch: py
     save_fleet(fleet, {"path": "a.onnx"})
     found = [keys(fleet)]
     for package, version in (("onnxruntime", "1.99.0"), ("onnxruntime", "1.99.1"), ("onnxruntime-gpu", "1.99.1"), ("", "")):
-        monkeypatch.setattr(job, "runtime_package", lambda package=package: package)
-        monkeypatch.setattr(job.importlib.metadata, "version", lambda name, version=version: version)
+        monkeypatch.setattr(job, "runtime_version", lambda found=(package, version): found)
         found.append(keys(fleet))
     monkeypatch.undo()
     assert len({str(one) for one in found}) == 5 and keys(fleet) == found[0]
