@@ -13,10 +13,11 @@ import numpy as np
 from . import foreign
 from .arrays import FLOATS, Feed, Spec, cast_into, finish, read_value
 from .buckets import shapes_key
-from .device import Device
+from .device import Device, Stream
 from .layout import DIRECT, DIRECT_RESULT, aligned, places_of
 from .lending import Lender
 from .route import Move, Result, Route
+from .torch_route import TorchRoute
 
 __all__ = ["Bound", "run_options"]
 
@@ -116,7 +117,7 @@ class Bound:
         self._staged, self._stage = self._staging()
         self._results, self._results_at = device.buffer(0), 0
         self._seen: dict[str, tuple[int, ...]] = {}  # shapes of all outputs, in the last run that made all
-        self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
+        self._routes: weakref.WeakSet[Route | TorchRoute] = weakref.WeakSet()
         self._routed: tuple[dict[str, int], np.ndarray[Any, Any]] | None = None  # where outputs lie in pinned memory of routes
         self._lenders: dict[str, Lender] = {}  # of outputs that are not small
 
@@ -308,6 +309,24 @@ class Bound:
             Result(name, self._outputs[name], reads[name].address or 0, *reads[name][1:], begins.get(name)) for name in names
         ]
         route = Route(self, self._device, moves, results, buffer, self._lenders, wanted)
+        self._routes.add(route)
+        return route
+
+    def torch_route(self, stream: Stream, names: Sequence[str], wanted: str | None) -> TorchRoute | None:
+        """Return the way of requests of torch tensors like one that just ran; None if they have to take the long one.
+
+        Args:
+            stream: The stream that the graph runs on.
+            names: Outputs to return.
+            wanted: The float type of outputs.
+        """
+        specs = (*self._specs.values(), *self._outputs.values())
+        if set(self._values) != set(self._specs) or not self.settled or not self._loose:
+            return None
+        if any(spec.on_host for spec in specs) and self._device.name != "cpu":
+            return None
+        outputs = {name: self._fixed[name] for name in names}
+        route = TorchRoute(self, stream, self._device.index, self._values, outputs, self._outputs, wanted)
         self._routes.add(route)
         return route
 

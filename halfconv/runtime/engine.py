@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnvironmentProblem, HalfconvError, UsageError
-from . import foreign
+from . import foreign, torch_route
 from .arrays import Feed, Spec, cast, chosen, finish, look, match, read_value
 from .binding import Bound, run_options
 from .buckets import Buckets, Fit, Verdict, judge, pad, shapes_key
@@ -23,6 +23,7 @@ from .loading import Loaded
 from .on_device import GraphState, OnDevice
 from .route import Route
 from .settings import Profile
+from .torch_route import TorchRoute
 
 __all__ = ["Engine"]
 
@@ -96,6 +97,7 @@ class Engine:
             self.buckets = Buckets(self.inputs, profile.buckets if on_device else (), settings.buckets, settings.graph)
             self._allowed = profile.tolerance.get("rel_l2")
             self._ways: dict[Any, _Way] = {}
+            self._torch_ways: dict[Any, TorchRoute] = {}
             self._verdicts: dict[Any, Verdict] = {}
             self._lock = threading.Lock()
             self._device = self._open(device or Cuda) if on_device else None
@@ -163,7 +165,7 @@ class Engine:
         if device is None or way is None or route is None:
             return None
         try:
-            return device.along(route, feeds)
+            return device.along(route, lambda: route.run(feeds))
         except HalfconvError:
             raise
         except Exception as error:
@@ -171,6 +173,29 @@ class Engine:
                 raise self._held.failure(error, None) from error
             way.route = None  # outputs may have other shapes than before: `run` finds out
             return None
+
+    def again_torch(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> dict[str, Any] | None:
+        """Run a request for torch tensors as `again` does: results are there for what follows on the current stream.
+
+        Returns:
+            Output -> tensor; None if the request must be made by `run`.
+
+        Raises:
+            EnvironmentProblem: ONNX Runtime failed.
+        """
+        device = self._device
+        if device is None or not self._torch_ways:
+            return None
+        route = self._torch_ways.get(torch_route.signature(feeds, outputs, device.index))
+        if route is None:
+            return None
+        current = route.current()
+        try:
+            return device.along(route, lambda: route.run(feeds, current))
+        except HalfconvError:
+            raise
+        except Exception as error:
+            raise self._held.failure(error, None) from error
 
     def run(self, request: Request) -> dict[str, Any]:
         """Run a request.
@@ -201,6 +226,8 @@ class Engine:
                 found = self._device.run(request, feeds, way.fit or way.exact, way.names, way.cut)
                 if signature in self._ways and ticket is None and request.to == "numpy" and not self.loaded.recording:
                     self._look_for_route(self._device, way, feeds)
+                if request.to == "torch" and ticket is None and not self.loaded.recording:
+                    self._look_for_torch_route(self._device, request, way)
             else:
                 found = self._on_host(request, feeds, way.fit, way.names, way.cut)
         except HalfconvError:
@@ -236,6 +263,18 @@ class Engine:
             if way.looks > 1:
                 with contextlib.suppress(Exception):  # no memory for it, say: this request has its answer
                     way.route = device.route(way.fit or way.exact, feeds, way.names)
+
+    def _look_for_torch_route(self, device: OnDevice, request: Request, way: _Way) -> None:
+        """Find a route for the next requests of tensors like those that just ran."""
+        key = torch_route.signature(request.feeds, request.outputs, device.index)
+        if key is None:
+            return
+        with contextlib.suppress(Exception):  # this request has its answer
+            route = device.torch_route(way.fit or way.exact, way.names)
+            if route is not None:
+                if len(self._torch_ways) >= MOST_WAYS:
+                    self._torch_ways.clear()
+                self._torch_ways[key] = route
 
     def _look(self, feeds: Mapping[str, Any]) -> dict[str, Feed]:
         match(feeds, self.inputs)

@@ -21,6 +21,7 @@ from .device import GATE, Device
 from .held import Held, Request, options_of
 from .lane import Lane, Turn
 from .route import Route
+from .torch_route import TorchRoute
 
 __all__ = ["GraphState", "OnDevice"]
 
@@ -62,6 +63,7 @@ class OnDevice:
         if held.loaded.stream is not None:
             device.share(held.loaded.stream)
         self._handed: set[str] = set()  # libraries that got outputs where they are
+        self._unawaited = False  # whether runs may go on after they have returned
         self._lent: weakref.WeakSet[Bound] = weakref.WeakSet()  # buffers that callers fill
 
     @property
@@ -140,7 +142,24 @@ class OnDevice:
         with bound.lock, GATE.shared():
             return bound.route(feeds, names, self._held.settings.output)
 
-    def along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+    @property
+    def index(self) -> int:
+        """Which device it is."""
+        return self._device.index
+
+    def torch_route(self, fit: Fit, names: Sequence[str]) -> TorchRoute | None:
+        """Return the way of requests of torch tensors like one that just ran; None if there is none: only graphs have one."""
+        with self._lock:
+            bound = self._bounds.get(shapes_key(fit.shapes))
+        stream = self._held.loaded.stream
+        if bound is None or fit.rows != fit.size or bound.captured is None or stream is None or self._held.passes:
+            return None
+        with bound.lock, GATE.shared():
+            route = bound.torch_route(stream, names, self._held.settings.output)
+        self._unawaited |= route is not None
+        return route
+
+    def along(self, route: Route | TorchRoute, run: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Run a request by its route; None if that cannot be now."""
         if self._held.loaded.recording:
             return None
@@ -148,7 +167,7 @@ class OnDevice:
             with self._lock:
                 if route.bound.key in self._bounds:
                     self._bounds.move_to_end(route.bound.key)
-        return self._in_turn(route.bound, lambda: self._along(route, feeds), None)
+        return self._in_turn(route.bound, lambda: self._along(route, run), None)
 
     def _in_turn(self, bound: Bound, function: Callable[[], T], ticket: Ticket | None) -> T:
         """Call what runs on buffers when it is their turn, or the lane's: at once if nobody else is there.
@@ -167,14 +186,14 @@ class OnDevice:
         finally:
             lane.leave()
 
-    def _along(self, route: Route, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _along(self, route: Route | TorchRoute, run: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         if not route.ready:
             return None
         with GATE:
-            if self._handed:
+            if self._handed and isinstance(route, Route):  # the other follows torch's stream, and takes no memory
                 self._drain("numpy")
             try:
-                return route.run(feeds)
+                return run()
             except BaseException:
                 self._settle()
                 raise
@@ -199,7 +218,9 @@ class OnDevice:
             raise
 
     def _drain(self, to: str) -> None:
-        """Wait for what other libraries do with outputs of runs before this one."""
+        """Wait for what other libraries do with outputs of runs before this one, and for runs that nobody waited for."""
+        if self._unawaited:
+            self._device.wait()
         if to in ("torch", "cupy"):
             self._handed.add(to)
         if self._handed and self._held.provider != "cpu":

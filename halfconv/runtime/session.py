@@ -244,8 +244,8 @@ class Session:
         """
         engine = self._take()
         try:
-            if timeout is None and to == "numpy" and not self._hooks:
-                found = engine.again(feeds, outputs)
+            if timeout is None and to in ("numpy", "torch") and not self._hooks:
+                found = engine.again(feeds, outputs) if to == "numpy" else engine.again_torch(feeds, outputs)
                 if found is not None:
                     return found
             ticket = None if timeout is None else Ticket(timeout)

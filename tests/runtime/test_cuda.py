@@ -143,6 +143,33 @@ def test_a_copy_that_torch_has_begun_is_whole_although_its_source_was_let_go() -
 
 
 @needs_cuda
+def test_torch_tensors_pass_through_a_graph_in_their_streams_order() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    session = halfconv.Session(models.squares(), provider="cuda", buckets=[20_000], cuda_graph=True)
+    for _ in range(4):
+        session.run({"x": torch.ones(20_000, 4, device="cuda")}, to="torch")
+    busy, kept = torch.randn(4096, 4096, device="cuda"), []
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            for number in range(40):
+                for _ in range(5):
+                    busy = (busy @ busy).tanh()  # the graph must wait for that
+                x = torch.full((20_000, 4), float(number), device="cuda") + busy[0, 0] * 0
+                y = session.run({"x": x}, to="torch")["y"]
+                del x
+                torch.full((20_000, 4), -1.0, device="cuda")  # may lie where x was
+                kept.append((number, y + 1))
+    torch.cuda.synchronize()
+    for number, y in kept:
+        assert (y == number * number + 1).all(), number
+    host = session.run({"x": np.full((20_000, 4), 3, np.float32)})["y"]
+    assert (host == 9).all()
+    session.close()
+
+
+@needs_cuda
 def test_what_cannot_be_captured_runs_without_a_graph_and_says_so() -> None:
     text = "g (float[n, 4] x) => (int64[2, m] y) { y = NonZero(x) }"
     session = halfconv.Session(models.model(text), provider="cuda", cuda_graph=True)
