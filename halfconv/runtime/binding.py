@@ -14,7 +14,7 @@ from . import foreign
 from .arrays import FLOATS, Feed, Spec, cast_into, finish, read_value
 from .buckets import shapes_key
 from .device import Device
-from .layout import DIRECT, aligned, places_of
+from .layout import DIRECT, DIRECT_RESULT, aligned, places_of
 from .lending import Lender
 from .route import Move, Result, Route
 
@@ -118,7 +118,7 @@ class Bound:
         self._seen: dict[str, tuple[int, ...]] = {}  # shapes of all outputs, in the last run that made all
         self._routes: weakref.WeakSet[Route] = weakref.WeakSet()
         self._routed: tuple[dict[str, int], np.ndarray[Any, Any]] | None = None  # where outputs lie in pinned memory of routes
-        self._lenders: dict[str, Lender] = {}  # of the other outputs
+        self._lenders: dict[str, Lender] = {}  # of outputs that are not small
 
     def _staging(self) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """Make the buffer that inputs are cast into, and its part for each of them."""
@@ -297,12 +297,12 @@ class Bound:
         reads = {name: self._reading(name, self._fixed[name], None) for name in self._outputs}
         if not all(read.size for read in reads.values()):
             return None
-        staged = {name: self._is_staged(name, read, wanted) for name, read in reads.items()}
+        staged = {name: self._is_staged(name, read, wanted, DIRECT_RESULT) for name, read in reads.items()}
         if self._routed is None:
             places, end = places_of({name: (read.shape, read.storage) for name, read in reads.items() if staged[name]})
             self._routed = {name: place.begin for name, place in places.items()}, self._device.buffer(end)
-            large = {name: read for name, read in reads.items() if not staged[name]}
-            self._lenders = {name: Lender(self._device, read.shape, read.storage) for name, read in large.items()}
+            large = {name: read for name, read in reads.items() if read.size >= DIRECT}
+            self._lenders = {name: Lender(read.shape, read.storage) for name, read in large.items()}
         begins, buffer = self._routed
         results = [
             Result(name, self._outputs[name], reads[name].address or 0, *reads[name][1:], begins.get(name)) for name in names
@@ -311,10 +311,10 @@ class Bound:
         self._routes.add(route)
         return route
 
-    def _is_staged(self, name: str, read: _Read, wanted: str | None) -> bool:
-        """Say whether an output comes through pinned memory: it is small, or is cast on its way."""
+    def _is_staged(self, name: str, read: _Read, wanted: str | None, direct: int) -> bool:
+        """Say whether an output comes through pinned memory: it is smaller than a number of bytes, or is cast on its way."""
         element = self._outputs[name].element
-        return read.address is not None and (read.size < DIRECT or (element in FLOATS and wanted not in (None, element)))
+        return read.address is not None and (read.size < direct or (element in FLOATS and wanted not in (None, element)))
 
     def read(self, values: Mapping[str, Any], rows: int | None, cut: frozenset[str], to: str, wanted: str | None) -> dict[str, Any]:
         """Return a run's outputs as the caller wants them.
@@ -344,7 +344,7 @@ class Bound:
             if name not in self._reads:  # what most runs ask for is found out once
                 self._reads[name] = self._reading(name, value, None)
             reads[name] = self._reads[name]
-        staged = {name for name, read in reads.items() if self._is_staged(name, read, wanted)}
+        staged = {name for name, read in reads.items() if self._is_staged(name, read, wanted, DIRECT)}
         self._reserve_results(sum(aligned(reads[name].size) for name in staged))
         found, end = {}, 0
         for name, (address, size, shape, storage) in reads.items():
@@ -396,6 +396,7 @@ class Bound:
         self._values, self._fixed, self._views, self._reads = {}, {}, {}, {}
         for route in self._routes:
             route.forget()
+        self._lenders = {}
         self._binding = self._session = None
 
     def close(self) -> None:
@@ -403,7 +404,7 @@ class Bound:
         if self.graph is not None and self.captured is not None and hasattr(self._session, "release_captured_graph"):
             self._session.release_captured_graph(self.graph)
         self.detach()
-        self._staged, self._lenders = {}, {}
+        self._staged = {}
         self._device.release(self._stage)
         self._device.release(self._results)
         if self._routed is not None:

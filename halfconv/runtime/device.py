@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
@@ -29,8 +29,6 @@ _LIBRARIES = {
 _TO_DEVICE, _FROM_DEVICE, _ANY_WAY = 1, 2, 4
 #: CUDA's number of a stream that does not wait for the default one.
 _NON_BLOCKING = 1
-#: CUDA's numbers of memory that is locked for all devices, and of calls that another thread's capture may not mind.
-_PORTABLE, _RELAXED = 1, 2
 
 
 class Gate:
@@ -128,13 +126,6 @@ class Device(Protocol):
     def release(self, buffer: np.ndarray[Any, Any]) -> None:
         """Free a buffer."""
 
-    def page_lock(self, address: int, size: int) -> Callable[[], None]:
-        """Lock memory of the CPU's, so that copies from and to it need no step between; returns how to unlock it.
-
-        Raises:
-            EnvironmentProblem: It cannot be locked.
-        """
-
     def enter(self) -> None:
         """Make the device the calling thread's own; before copies."""
 
@@ -172,10 +163,6 @@ class Host:
 
     def release(self, buffer: np.ndarray[Any, Any]) -> None:
         """Do nothing: numpy frees its memory."""
-
-    def page_lock(self, address: int, size: int) -> Callable[[], None]:
-        """Do nothing."""
-        return lambda: None
 
     def enter(self) -> None:
         """Do nothing."""
@@ -287,19 +274,6 @@ class Cuda:
         if known is not None:
             self._call("cudaFreeHost", ctypes.c_void_p(buffer.ctypes.data))
 
-    def page_lock(self, address: int, size: int) -> Callable[[], None]:
-        """Lock memory of the CPU's; returns how to unlock it, which any thread may do, whatever device it uses."""
-        self.enter()
-        self._call("cudaHostRegister", ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE))
-        library, index, process = self._library, self.index, os.getpid()
-
-        def unlock() -> None:
-            if not sys.is_finalizing() and os.getpid() == process:
-                with contextlib.suppress(EnvironmentProblem), _unnoticed(library, index):
-                    _call(library, "cudaHostUnregister", ctypes.c_void_p(address))
-
-        return unlock
-
     def copy(self, to: int, address: int, size: int) -> None:
         """Begin to copy bytes; addresses tell CUDA which way."""
         code = self._memcpy(to, address, size, _ANY_WAY, self._stream)
@@ -353,22 +327,6 @@ class Cuda:
         self._owner, self._stream = None, ctypes.c_void_p()
 
 
-@contextmanager
-def _unnoticed(library: Any, index: int) -> Iterator[None]:
-    """Use a device for a moment, neither in the way of other threads' captures nor changing the calling thread's device."""
-    mode, before = ctypes.c_int(_RELAXED), ctypes.c_int(index)
-    _call(library, "cudaGetDevice", ctypes.byref(before))
-    if before.value != index:
-        _call(library, "cudaSetDevice", ctypes.c_int(index))
-    _call(library, "cudaThreadExchangeStreamCaptureMode", ctypes.byref(mode))
-    try:
-        yield
-    finally:
-        _call(library, "cudaThreadExchangeStreamCaptureMode", ctypes.byref(mode))  # the mode that was
-        if before.value != index:
-            _call(library, "cudaSetDevice", before)
-
-
 def _call(library: Any, name: str, *arguments: Any) -> None:
     code = getattr(library, name)(*arguments)
     if code:
@@ -378,6 +336,7 @@ def _call(library: Any, name: str, *arguments: Any) -> None:
 def _fail(library: Any, name: str, code: int) -> NoReturn:
     library.cudaGetErrorString.restype = ctypes.c_char_p
     text = (library.cudaGetErrorString(ctypes.c_int(code)) or b"").decode(errors="replace")
+    library.cudaGetLastError()  # takes the error back, which the next kernel's launch would be blamed for
     raise EnvironmentProblem(f"CUDA failed: {name}: {text} ({code})", "a smaller batch, another device, or provider='cpu'")
 
 

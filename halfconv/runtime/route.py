@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Move", "Route"]
 
 
-#: Bytes of a page of memory, or a part of one.
-_PAGE = 4096
-
-
 class Move(NamedTuple):
     """How an input gets to where the model reads it.
 
@@ -56,7 +52,7 @@ class Result(NamedTuple):
         size: Bytes.
         shape: Its dimensions.
         storage: numpy's type that holds it.
-        begin: Where it lies in pinned memory; None if it goes straight into memory that the caller gets.
+        begin: Where it lies in pinned memory; None if it goes straight into the caller's.
     """
 
     name: str
@@ -77,7 +73,7 @@ class Route:
         moves: How inputs get there.
         results: How outputs get to the caller.
         buffer: Pinned memory of the bound, for those that are staged.
-        lenders: Output -> who lends memory for it, for those that go straight into the caller's.
+        lenders: Output -> who lends memory for it, for those whose size is worth it.
         wanted: The float type of outputs; None for the model's own.
     """
 
@@ -101,10 +97,10 @@ class Route:
         for result in results:
             if result.begin is not None:
                 view = buffer[result.begin : result.begin + result.size].view(result.storage).reshape(result.shape)
-                self._small.append((result, view, buffer.ctypes.data + result.begin))
+                self._small.append((result, view, buffer.ctypes.data + result.begin, lenders.get(result.name)))
         self._names = [result.name for result in results]
-        kept = [r for r in results if r.spec.element != "bfloat16" and (r.begin is None or r.size < DIRECT)]
-        self._kept = {r.name for r in kept if r.spec.element not in FLOATS or wanted in (None, r.spec.element)}
+        own = [result for result in results if result.spec.element != "bfloat16"]
+        self._kept = {r.name for r in own if r.spec.element not in FLOATS or wanted in (None, r.spec.element)}
 
     def forget(self) -> None:
         """Let go of all memory, once the bound is closed."""
@@ -147,27 +143,21 @@ class Route:
             device.wait()
         self.bound.launch()
         found: dict[str, Any] = {}
-        for result, _, address in self._small:
+        for result, _, address, _ in self._small:
             device.copy(address, result.source, result.size)
-        unlent = []
-        for result, lender in self._large:
-            lent = lender.take()
-            if lent is None:
-                unlent.append(result)
-                found[result.name] = whole = np.empty(result.shape, result.storage)
-                whole.reshape(-1)[:: _PAGE // whole.itemsize] = 0  # the system maps its pages while the device works
-            else:
-                address, found[result.name] = lent
-                device.copy(address, result.source, result.size)
         device.wait()
-        for result in unlent:
-            device.fetch(found[result.name].ctypes.data, result.source, result.size)
-        for result, _ in self._large:
+        for result, lender in self._large:
+            found[result.name] = array = lender.take()
+            device.fetch(array.ctypes.data, result.source, result.size)
             if result.name not in self._kept:
-                found[result.name] = finish(found[result.name], result.spec, self._wanted)
-        for result, view, _ in self._small:
+                found[result.name] = finish(array, result.spec, self._wanted)
+        for result, view, _, some in self._small:
             if result.name in self._kept:
-                found[result.name] = view.copy()
+                if some is None:
+                    found[result.name] = view.copy()
+                else:
+                    found[result.name] = array = some.take()
+                    np.copyto(array, view)
                 continue
             array = finish(view, result.spec, self._wanted)
             found[result.name] = array if array.base is None else np.array(array)
