@@ -18,9 +18,8 @@ def training(content: Mapping[str, Any]) -> list[str]:
     Args:
         content: A result of `bench/train.py`.
     """
-    rows, on_cpu = content["rows"], content["machine"]["card"] == "cpu"
-    memory = "that the process had at most" if on_cpu else "that PyTorch held on the GPU at most"
-    place = f"{content['machine']['cores']} cores" if on_cpu else content["machine"]["card"]
+    rows = content["rows"]
+    memory, place = _where(content)
     valued = {row["case"] for row in rows if row.get("metric") is not None}
     return [
         *_table(rows, "model", _cost), "",
@@ -28,6 +27,26 @@ def training(content: Mapping[str, Any]) -> list[str]:
         f"{place}, torch {content['versions']['torch']}, {content['date'][:10]}; `bench/train.py`.)", "",
         *_table([row for row in rows if row["case"] in valued], "recipe", _worth), "",
         "(The recipe's metric on held-out data; steps that overflowed and were skipped in brackets.)",
+    ]  # fmt: skip
+
+
+def short(content: Mapping[str, Any]) -> list[str]:
+    """Return the lines of one table, what a step costs and what the model is worth, and of where and when.
+
+    Args:
+        content: A result of `bench/train.py`.
+    """
+    rows = content["rows"]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    found = {(row["case"], row["who"]): row for row in rows}
+    lines = [_line("trained in", *(f"`{case}`" for case in cases)), "|---" * (1 + len(cases)) + "|"]
+    kinds = [who for who in TITLES if any(row["who"] == who for row in rows)]
+    lines += [_line(TITLES[who], *(_both(found[case, who]) if (case, who) in found else "" for case in cases)) for who in kinds]
+    memory, place = _where(content)
+    return [
+        *lines, "",
+        f"(Milliseconds of a step, memory {memory}, and a recipe's metric on held-out data;",
+        f"{place}, torch {content['versions']['torch']}, {content['date'][:10]}; `bench/train.py`.)",
     ]  # fmt: skip
 
 
@@ -61,8 +80,21 @@ def _table(rows: Sequence[Row], heading: str, cell: Callable[[Row], str]) -> lis
     return lines
 
 
+def _where(content: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the figures of memory are, and the machine."""
+    if content["machine"]["card"] == "cpu":
+        return "that the process had at most", f"{content['machine']['cores']} cores"
+    return "that PyTorch held on the GPU at most", content["machine"]["card"]
+
+
 def _cost(row: Row) -> str:
     return "fails" if "error" in row else f"{row['step_ms']:.2f} ms, {row['peak_mb']:,.0f} MB"
+
+
+def _both(row: Row) -> str:
+    if "error" in row:
+        return "fails"
+    return _cost(row) + (f", {row['metric']:.3f}" if row["metric"] is not None else "")
 
 
 def _worth(row: Row) -> str:

@@ -246,6 +246,12 @@ def make_training() -> str:
     return "\n\n".join("\n".join(train_table.training(results(name))) for name in measured)
 
 
+def make_training_short() -> str:
+    from bench import train_table
+
+    return "\n".join(train_table.short(results("train_h200")))
+
+
 def cuda_results() -> list[Path]:
     """Results of `bench/cuda.py`."""
     return sorted(RESULTS.parent.glob("cuda_h[0-9]*.json"))
@@ -379,4 +385,5 @@ MAKERS: dict[str, Callable[[], str]] = {
     "cuda_profile": make_cuda_profile,
     "digits": make_digits,
     "training": make_training,
+    "training_short": make_training_short,
 }

@@ -124,3 +124,47 @@ def test_what_the_documentation_says_of_time_and_memory() -> None:
         assert row["step_ms"] < 0.5 * whole["step_ms"]
         assert row["peak_mb"] < 0.6 * min(whole["peak_mb"], rounded["peak_mb"])
         assert row["step_ms"] == pytest.approx(rounded["step_ms"], rel=0.1)
+        assert found["bert_base@32", "tf32"]["step_ms"] < found["bert_base@32", half]["step_ms"]
+
+
+def test_what_the_documentation_says_of_operators_that_autocast_adds() -> None:
+    assert 0.4 < operators("bf16") / operators("fp32") - 1 < 0.6
+
+
+def operators(precision: str) -> int:
+    """Count the operators of a step of a small BERT of twelve layers, but for those that only look at memory otherwise."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from bench import gpu_models
+    from halfconv.train import fit
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 100}
+    module = gpu_models._bert("sdpa", **sizes).train()
+    inputs = tuple(torch.from_numpy(array) for array in gpu_models._text(8, 100)(2, 0).values())
+    target = torch.zeros_like(module(*inputs))
+    with Counting() as seen:
+        fit(
+            module, [(inputs, target)], loss=torch.nn.functional.mse_loss, precision=precision, device="cpu",
+            optimizer=lambda weights: torch.optim.SGD(weights, 0.1, fused=True),
+        )  # fmt: skip
+    return seen.count
+
+
+def test_on_two_cores_every_recipe_reaches_what_it_promises_in_five_minutes() -> None:
+    pytest.importorskip("torch")
+    content = json.loads((ROOT / "bench" / "results" / "train_cpu.json").read_text("utf-8"))
+    found = {(row["case"], row["who"].removeprefix("train-")): row for row in content["rows"]}
+    assert content["machine"]["cores"] == 2
+    for name, precision in itertools.product(NAMES, train.PRECISIONS["cpu"]):
+        row = found[name, precision]
+        assert row["metric"] >= load_recipe(name).threshold, (name, precision)
+        assert row["steps"] * row["step_ms"] < 5 * 60e3, (name, precision)

@@ -42,6 +42,20 @@ def test_a_line_for_each_case_and_a_column_for_each_precision() -> None:
     ]
 
 
+def test_in_short_a_line_for_each_precision_and_a_column_for_each_case() -> None:
+    assert train_table.short(content(ROWS)) == [
+        "| trained in | `net` | `large@64` |",
+        "|---|---|---|",
+        "| FP32 | 2.00 ms, 1,234 MB, 0.900 | 50.00 ms, 9,000 MB |",
+        "| FP16 | 1.26 ms, 800 MB, 0.895 |  |",
+        "| BF16 | fails | 20.00 ms, 5,000 MB |",
+        "",
+        "(Milliseconds of a step, memory that PyTorch held on the GPU at most, and a recipe's metric on held-out data;",
+        "No Card, torch 4.5.6, 2001-02-03; `bench/train.py`.)",
+    ]
+    assert train_table.short(content(ROWS[:1], "cpu"))[-1] == "3 cores, torch 4.5.6, 2001-02-03; `bench/train.py`.)"
+
+
 def test_a_result_of_a_cpu_says_so() -> None:
     assert train_table.training(content(ROWS[:1], "cpu"))[4:6] == [
         "(Milliseconds of a step, and memory that the process had at most;",
