@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from halfconv.errors import EnvironmentProblem, InputError, UsageError
+from halfconv.nvml import Gauge
 from halfconv.progress import Progress
 from halfconv.runtime.session_server import receive, send
 from halfconv.runtime.tensorrt import EngineOptions
 
-__all__ = ["BenchReport", "BenchRow", "Worker", "bench", "drift_of", "machine_of", "warm_up"]
+__all__ = ["BenchReport", "BenchRow", "Worker", "bench", "check_amounts", "drift_of", "machine_of", "warm_up"]
 
 #: Seconds that a model runs before the next one has its turn.
 TURN = 0.2
@@ -143,6 +144,16 @@ class Worker:
         self._process.wait()
 
 
+def check_amounts(batches: Sequence[int], seconds: float) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        UsageError: There is no batch size, one is below 1, or the time is none.
+    """
+    if not 0 < seconds < math.inf or any(batch < 1 for batch in batches) or not batches:
+        raise UsageError(f"batches {list(batches)}, {seconds:g} seconds", "numbers from 1 on, and a time")
+
+
 def bench(
     models: Sequence[str | os.PathLike[str]], *, batches: Sequence[int] = (1,), samples: Any = None, provider: str = "auto",
     device_id: int = 0, profile: bool = True, seconds: float = 2.0, threads: int | None = None, seed: int = 0,
@@ -176,8 +187,7 @@ def bench(
     paths = [Path(model) for model in models]
     if not paths:
         raise UsageError("there is no model to measure", "halfconv bench model.onnx model.fp16.onnx")
-    if seconds <= 0 or any(batch < 1 for batch in batches) or not batches:
-        raise UsageError(f"batches {list(batches)}, {seconds:g} seconds", "numbers from 1 on, and a time")
+    check_amounts(batches, seconds)
     rows: list[BenchRow] = []
     notes: list[str] = []
     inputs = list(inputs_for(paths, batches, samples, seed)) if provider == "tensorrt" else None
@@ -192,15 +202,16 @@ def bench(
             if on_progress is not None:
                 on_progress(Progress("load", path.name, len(opened), len(paths)))
             opened.append(worker("open", str(path), provider, device_id, None if profile else False, threads, engines))
-        energy = _Energy(device_id) if opened[0]["provider"] != "cpu" else None
+        gauge = Gauge(device_id) if opened[0]["provider"] != "cpu" else None
         for batch, feeds, note in inputs or inputs_for(paths, batches, samples, seed):
             notes += [note] if note else []
             begun = [worker("feed", feeds) for worker in workers]
-            measured = _in_turns(workers, seconds, energy, on_progress, batch)
+            measured = _in_turns(workers, seconds, gauge, on_progress, batch)
             for place, worker in enumerate(workers):
                 rows.append(_row(worker, opened[place], begun[place], measured[place], batch, begun[0]["outputs"], first=not place))
         verdicts = _verdicts(rows, workers, len(paths))
         said = [[*facts["notes"], *worker("state")["notes"]] for facts, worker in zip(opened, workers, strict=True)]
+    notes += [gauge.why_not] if gauge is not None and gauge.why_not else []
     notes += _told(said, [path.name for path in paths])
     return BenchReport(machine_of(opened[0], device_id), tuple(rows), tuple(verdicts), tuple(notes))
 
@@ -232,21 +243,21 @@ def warm_up(worker: Worker) -> None:
 
 
 def _in_turns(
-    workers: Sequence[Worker], seconds: float, energy: _Energy | None, on_progress: Callable[[Progress], None] | None,
+    workers: Sequence[Worker], seconds: float, gauge: Gauge | None, on_progress: Callable[[Progress], None] | None,
     batch: int | None,
 ) -> list[_Measured]:  # fmt: skip
     """Warm models up until they are stable, and then run them in turns, each time in another order."""
     for worker in workers:
         warm_up(worker)
-    found = [_Measured([], [], None if energy is None else 0.0) for _ in workers]
+    found = [_Measured([], [], None if gauge is None else 0.0) for _ in workers]
     turns = max(1, math.ceil(seconds / TURN))
     for turn in range(turns):
         if on_progress is not None:
             on_progress(Progress("measure", "" if batch is None else f"batch {batch}", turn, turns))
         for place in _rotated(len(workers), turn):
-            before = energy.read() if energy is not None else None
+            before = gauge.joules() if gauge is not None else None
             found[place].runs += workers[place]("time", TURN, LEAST)
-            after = energy.read() if energy is not None else None
+            after = gauge.joules() if gauge is not None else None
             joules = found[place].joules
             found[place].joules = joules + after - before if None not in (joules, before, after) else None  # type: ignore[operator]
         for place in _rotated(len(workers), turn):
@@ -324,27 +335,6 @@ def _reasons(row: BenchRow, worker: Worker) -> str:
     return ": " + "; ".join(found) if found else ""
 
 
-class _Energy:
-    """NVML's counter of a GPU's energy; of GPUs since Volta."""
-
-    def __init__(self, device: int):
-        self.name = ""
-        self._read: Callable[[], float] | None = None
-        with contextlib.suppress(Exception):
-            import pynvml
-
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(device)
-            name = pynvml.nvmlDeviceGetName(handle)
-            self.name = name.decode() if isinstance(name, bytes) else str(name)
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-            self._read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-
-    def read(self) -> float | None:
-        """Return joules since the driver was loaded; None if the GPU does not count."""
-        return None if self._read is None else self._read()
-
-
 def machine_of(opened: Mapping[str, Any], device: int) -> dict[str, Any]:
     """Return facts about where a model was measured.
 
@@ -354,6 +344,6 @@ def machine_of(opened: Mapping[str, Any], device: int) -> dict[str, Any]:
     """
     return {
         "system": platform.platform(terse=True), "python": platform.python_version(), "cores": os.cpu_count(),
-        "onnxruntime": opened["onnxruntime"], "card": _Energy(device).name or None if opened["provider"] != "cpu" else None,
+        "onnxruntime": opened["onnxruntime"], "card": Gauge(device).name or None if opened["provider"] != "cpu" else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

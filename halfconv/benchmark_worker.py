@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from halfconv.errors import HalfconvError, ProfileWarning
+from halfconv.nvml import Gauge
 from halfconv.runtime.kernels import register
 from halfconv.runtime.session import Session
 from halfconv.runtime.session_server import receive, send
@@ -61,7 +62,7 @@ class Worker:
         """
         import onnxruntime
 
-        self._path, self._free = path, _free(device) if provider != "cpu" else 0
+        self._path, self._free = path, Gauge(device).free() if provider != "cpu" else 0
         begun = time.perf_counter()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", ProfileWarning)
@@ -119,7 +120,7 @@ class Worker:
         placement = session.placement
         name = placement.providers[0] if placement.providers else ""
         nodes = dict(placement.nodes)
-        free = _free(self._device) if session.provider != "cpu" else 0
+        free = Gauge(self._device).free() if session.provider != "cpu" else 0
         return {
             "host_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB,
             "device_mb": (self._free - free) / MB if free else None,
@@ -194,16 +195,6 @@ def _on_device(feeds: Mapping[str, Any], device: int) -> dict[str, Any]:
     with contextlib.suppress(Exception):
         return {name: make(np.ascontiguousarray(array), "cuda", device) for name, array in feeds.items()}
     return {}
-
-
-def _free(device: int) -> int:
-    """Return the free bytes of a GPU; 0 if nobody tells."""
-    with contextlib.suppress(Exception):
-        import pynvml
-
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(device)).free)
-    return 0
 
 
 def serve() -> None:

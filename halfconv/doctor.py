@@ -29,6 +29,10 @@ __all__ = ["DoctorReport", "ProviderState", "Run", "doctor"]
 #: Format -> its type in a model.
 TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+#: Format -> ONNX Runtime's name of it.
+ELEMENTS = {"fp16": "float16", "bf16": "bfloat16"}
+#: Whose operators are counted, but for those that ONNX Runtime inserts by itself.
+DOMAINS, INSERTED = ("", "ai.onnx.ml", "com.microsoft"), frozenset({"MemcpyFromHost", "MemcpyToHost"})
 #: Seconds that the sessions of one provider may take; TensorRT builds an engine first.
 SECONDS = 300
 NO_CAUSE = "onnxruntime.set_default_logger_severity(0) before a session, whose log names the cause"
@@ -63,6 +67,7 @@ class ProviderState:
         problems: Why it does not work, or only by luck; empty if it does.
         limits: What it does not do here.
         runs: What was tried; nothing if it is not compiled in.
+        installed: Operators with half kernels, as the installed package says itself; None if it does not.
     """
 
     name: str
@@ -70,6 +75,7 @@ class ProviderState:
     problems: tuple[Problem, ...]
     limits: tuple[Problem, ...]
     runs: tuple[Run, ...]
+    installed: Mapping[str, Any] | None = None
 
     @property
     def runs_fp16(self) -> bool:
@@ -83,7 +89,9 @@ class ProviderState:
 
     @property
     def kernels(self) -> Mapping[str, Any] | None:
-        """Operators with half kernels, by the kernel table; None where no table is known."""
+        """Operators with half kernels, by the installed package or else the kernel table; None where neither is known."""
+        if self.installed is not None:
+            return self.installed
         if self.name not in PROVIDERS:
             return None
         halves = {name: list(operators(self.name, dtype)) for name, dtype in DTYPES.items()}
@@ -184,13 +192,31 @@ def examine(found: Facts, name: str) -> ProviderState:
     available = NAMES[name] in found.built
     runs = _runs(name) if available else ()
     limits = tuple(limits_of(found, name)) if available else ()
-    state = ProviderState(name, available, (), limits, runs)
+    installed = _installed_kernels(found) if name == "cpu" and available else None
+    state = ProviderState(name, available, (), limits, runs, installed)
     if state.runs_fp16:
         return replace(state, problems=tuple(installation_problems(found, name)))  # what else seemed to be missing is there
     listed = problems_of(found, name)
     if not listed and runs:
         listed = [Problem(f"no session runs on it: {runs[0].problem}", NO_CAUSE)]
     return replace(state, problems=tuple(listed))
+
+
+def _installed_kernels(found: Facts) -> Mapping[str, Any] | None:
+    """Ask the CPU provider for its kernels: which are for half depends on the processor, and on the version."""
+    try:
+        with RuntimeProcess(SECONDS) as process:
+            listed = process.kernels(NAMES["cpu"])
+    except InputError:
+        return None
+    takes: dict[str, set[str]] = {}
+    for domain, op_type, kinds in listed:
+        if domain in DOMAINS and op_type not in INSERTED:
+            bare = {kind.rstrip(")").rpartition("(")[2] for kind in kinds}  # of a sequence, what is in it
+            takes.setdefault(f"{domain}::{op_type}".removeprefix("::"), set()).update(bare & {"float", *ELEMENTS.values()})
+    halves = {name: sorted(op for op, kinds in takes.items() if element in kinds) for name, element in ELEMENTS.items()}
+    package = f"{found.package} {found.version}, installed"
+    return {"package": package, "operators": sum(bool(kinds) for kinds in takes.values()), **halves}
 
 
 def _runs(provider: str) -> tuple[Run, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from halfconv.benchmark import LEAST, TURN, Worker, drift_of, machine_of, warm_up
+from halfconv.benchmark import LEAST, TURN, Worker, check_amounts, drift_of, machine_of, warm_up
 from halfconv.benchmark_inputs import engine_message, inputs_for
 from halfconv.errors import HalfconvError, InputError
 from halfconv.profile import file_sha256, profile_path
@@ -127,6 +127,7 @@ def search_profile(
         UsageError: An option is wrong.
         EnvironmentProblem: The provider cannot be used.
     """
+    check_amounts(batches, seconds)
     path = Path(model)
     feeds = [(batch, arrays) for batch, arrays, _ in inputs_for([path], batches, samples, seed)]
     known = _known(path)
@@ -156,6 +157,7 @@ class _Search:
     ):  # fmt: skip
         self._path, self._feeds, self._provider, self._device = path, feeds, provider, device
         self._seconds, self._tolerance, self._known = seconds, tolerance, known
+        self._anywhere = provider == "auto" and known.get("target") != "cpu"
         self._sha256, self._engine = file_sha256(path), engine
         self._reference: list[Mapping[str, Any]] = []
         self._fastest: tuple[float, ...] = ()
@@ -239,15 +241,18 @@ class _Search:
         return tuple(times), drifts, factors
 
     def profile(self, setting: _Setting) -> dict[str, Any]:
-        """Return the profile's content."""
-        names = PROVIDERS["cuda" if self._provider == "auto" else self._provider]
+        """Return the profile's content: what was tuned on the CPU, unasked, may run elsewhere on a GPU, as measured there."""
+        names = PROVIDERS["cuda" if self._provider == "auto" or self._anywhere else self._provider]
+        given = {entry["name"]: entry["options"] for entry in self._known.get("providers", ())}
+        if self._provider != "cpu":
+            given[CUDA] = dict(setting.options)
         card = machine_of(self._opened, self._device)["card"] if self._opened else None
         shapes = [{name: list(array.shape) for name, array in arrays.items()} for _, arrays in self._feeds]
         measured = [{"card": card, "bucket": k, "p50_ms": ms} for k, ms in enumerate(self._fastest)] if card else []
         return {
             "schema_version": 1, "model_sha256": self._sha256, "target": self._known.get("target", "portable"),
             "graph_optimization": setting.level,
-            "providers": [{"name": name, "options": dict(setting.options) if name == CUDA else {}} for name in names],
+            "providers": [{"name": name, "options": given.get(name, {}) if name == CUDA else {}} for name in names],
             "buckets": [{"inputs": shape, "cuda_graph": setting.graph} for shape in shapes],
             "measured": measured, "tolerance": self._known.get("tolerance"),
             "ort_version": self._opened.get("onnxruntime", self._known.get("ort_version")),

@@ -67,6 +67,17 @@ class RuntimeProcess:
         number, *found = self.call(self._child, "open", where, level, provider, mapped, threads, kernels)
         return Session(self, self._child, number, found)
 
+    def kernels(self, provider: str) -> list[tuple[str, str, frozenset[str]]]:
+        """Ask ONNX Runtime for an execution provider's kernels.
+
+        Returns:
+            Domain, operator and names of the types that it takes, for each.
+
+        Raises:
+            InputError: It does not tell; the GPU package's ends the process where TensorRT is missing.
+        """
+        return [(domain, op_type, frozenset(kinds)) for domain, op_type, kinds in self.call(self._child, "kernels", provider)]
+
     def call(self, child: _Child, method: str, *arguments: Any) -> Any:
         """Have something done; sessions do.
 

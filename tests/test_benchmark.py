@@ -93,7 +93,8 @@ def test_models_of_different_inputs_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["missing.onnx"], ["m.onnx", "--batch", "0"], ["m.onnx", "--batch", "a"], ["text.onnx"], [],
-                                       ["m.onnx", "--provider", "cuda"], ["m.onnx", "--seconds", "0"]])  # fmt: skip
+                                       ["m.onnx", "--provider", "cuda"], ["m.onnx", "--seconds", "0"],
+                                       ["m.onnx", "--seconds", "nan"], ["m.onnx", "--seconds", "inf", "--tune"]])  # fmt: skip
 def test_what_cannot_be_measured_is_one_line(
     arguments: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +151,22 @@ def test_tuning_writes_a_profile_that_sessions_follow(pair: tuple[Path, Path], m
     assert profile["graph_optimization"] == "ORT_ENABLE_EXTENDED"
     assert [bucket["inputs"] for bucket in profile["buckets"]] == [{"x": [2, 8]}, {"x": [3, 8]}]
     assert content["rows"][0]["profile"] == "beside"
+
+
+def test_tuning_on_a_cpu_keeps_what_was_measured_on_a_gpu(tmp_path: Path) -> None:
+    """Else a session elsewhere, which takes the best provider that the profile names, would pass its GPU over."""
+    model = save(tmp_path / "m.onnx")
+    path = tmp_path / "m.onnx.profile.json"
+    names = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    profile_search.search_profile(model, provider="auto", seconds=0.05)
+    profile = strict(path.read_text("utf-8"))
+    assert [entry["name"] for entry in profile["providers"]] == list(names)
+    profile["providers"][0]["options"] = {"prefer_nhwc": "1"}
+    path.write_text(json.dumps(profile), "utf-8")
+    profile_search.search_profile(model, provider="auto", seconds=0.05)
+    assert strict(path.read_text("utf-8"))["providers"] == profile["providers"]
+    profile_search.search_profile(model, provider="cpu", seconds=0.05)  # asked for
+    assert [entry["name"] for entry in strict(path.read_text("utf-8"))["providers"]] == [names[1]]
 
 
 def test_tuning_and_no_profile_contradict(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

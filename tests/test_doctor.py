@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench.make_kernel_table import machine
 from halfconv import doctor as module
 from halfconv.cli import main
 from halfconv.doctor import DoctorReport, Run, doctor, examine
-from halfconv.errors import UsageError
+from halfconv.errors import InputError, UsageError
+from halfconv.graph.kernels import operators, table_source
 from halfconv.report.doctor import show_doctor
 from halfconv.runtime.driver import NO_LIBRARY, Driver
 from halfconv.runtime.installation import NAMES, Facts, facts
@@ -29,6 +31,7 @@ def played(monkeypatch: pytest.MonkeyPatch, found: Facts, runs: tuple[Run, ...])
     """Let the doctor find these facts, and its runs end so."""
     monkeypatch.setattr(module, "facts", lambda: found)
     monkeypatch.setattr(module, "_runs", lambda provider: runs)
+    monkeypatch.setattr(module, "_installed_kernels", lambda found: None)
 
 
 def shown(report: DoctorReport) -> str:
@@ -115,6 +118,21 @@ def test_the_cpu_provider_of_this_machine_computes_in_half() -> None:
     state = examine(facts(), "cpu")
     assert state.works and [run.passed for run in state.runs] == [True, False]
     assert "MatMul" in state.runs[1].problem, "no BF16"
+
+
+def test_half_kernels_are_those_of_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = facts()
+    kernels = examine(found, "cpu").kernels
+    assert kernels is not None and kernels["package"] == f"{found.package} {found.version}, installed"
+    assert {"Transpose", "Cast"} <= set(kernels["fp16"]) and "Abs" not in kernels["fp16"]
+    assert len(kernels["fp16"]) < kernels["operators"]
+    if table_source("cpu") == f"onnxruntime {found.version} ({machine()})":
+        for name, dtype in module.DTYPES.items():
+            assert kernels[name] == sorted(operators("cpu", dtype))
+        assert kernels["operators"] == len(operators("cpu"))
+    monkeypatch.setattr(module.RuntimeProcess, "kernels", lambda *_: (_ for _ in ()).throw(InputError("it crashed", "")))
+    kernels = examine(found, "cpu").kernels
+    assert kernels is not None and kernels["package"] == table_source("cpu")
 
 
 def test_wrong_numbers_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,8 @@ ELEMENTS: Mapping[str, tuple[str, int]] = {
 }  # fmt: skip
 #: Elements that any float may be cast to and from, by the names that callers know.
 FLOATS = frozenset({"bfloat16", "float16", "float32", "float64"})
+#: Floats that are read, too: what numpy calls a long double here, "float64" where it is none.
+_READ = FLOATS | {np.dtype(np.longdouble).name}
 #: DLPack's numbers of devices whose memory the CPU can read: CPU, and pinned.
 _READABLE = (1, 3)
 
@@ -135,6 +137,8 @@ def chosen(names: Sequence[str] | None, specs: Mapping[str, Spec]) -> list[str]:
     if not isinstance(names, Iterable):
         raise InputError(f"outputs is a {type(names).__name__}", "names of outputs, or None for all")
     wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise InputError("outputs names no output", "names of outputs, or None for all")
     for name in wanted:
         if not isinstance(name, str) or name not in specs:
             raise InputError(f"the model has no output {name!r}", _nearest(str(name), specs))
@@ -162,9 +166,16 @@ def look(value: Any, spec: Spec) -> Feed:
     """
     if spec.storage is None:
         return Feed(spec, None, "", (), value)
-    feed = _read(value, spec)
+    try:
+        feed = _read(value, spec)
+    except InputError:
+        raise
+    except Exception as error:  # its own library's: it is sparse, of a type that numpy lacks, or has no memory
+        text = " ".join(str(error).split())[:300]
+        raise InputError(f"input {spec.name!r}, a {type(value).__name__}, cannot be read: {text}", f"an array of {spec}") from None
     if not _fits(feed.element, spec.element):
-        hint = " (integers: divide or cast them on purpose)" if spec.element in FLOATS and feed.element not in FLOATS else ""
+        whole = feed.element == "bool" or "int" in feed.element
+        hint = " (integers: divide or cast them on purpose)" if spec.element in FLOATS and whole else ""
         raise InputError(f"input {spec.name!r} is {feed.element}", f"{spec}{hint}")
     wrong = len(feed.shape) != len(spec.shape) or any(
         isinstance(want, int) and want != have for want, have in zip(spec.shape, feed.shape, strict=True)
@@ -175,9 +186,9 @@ def look(value: Any, spec: Spec) -> Feed:
 
 
 def _fits(have: str, want: str) -> bool:
-    if have == want or (have in FLOATS and want in FLOATS):
+    if have == want or (have in _READ and want in FLOATS):
         return True
-    if "string" in (have, want) or have in FLOATS or want in FLOATS or "bool" in (have, want):
+    if "string" in (have, want) or have in _READ or want in FLOATS or "bool" in (have, want):
         return False
     try:
         return bool(np.can_cast(np.dtype(have), np.dtype(want), "safe")) and np.dtype(have).kind in "iu"
@@ -211,11 +222,26 @@ def _read(value: Any, spec: Spec) -> Feed:
         return Feed(spec, read_value(value), element, tuple(value.shape()))
     if hasattr(value, "__dlpack_device__"):
         if value.__dlpack_device__()[0] in _READABLE:
-            return _feed(spec, np.from_dlpack(value))
+            return _shared(value, spec)
         return Feed(spec, None, str(getattr(value, "dtype", "?")).rpartition(".")[2], tuple(value.shape), value)
     if hasattr(value, "__array__"):
         return _feed(spec, np.asarray(value))
     return _numbers(value, spec)
+
+
+def _shared(value: Any, spec: Spec) -> Feed:
+    """Read what DLPack gives in the CPU's memory; BF16, of which numpy knows nothing, by ONNX Runtime."""
+    try:
+        return _feed(spec, np.from_dlpack(value))
+    except (BufferError, RuntimeError):
+        import onnxruntime
+
+        if not hasattr(onnxruntime.OrtValue, "from_dlpack"):
+            raise
+        held = onnxruntime.OrtValue.from_dlpack(value)
+        if held.data_type() != "tensor(bfloat16)":
+            raise
+        return Feed(spec, read_value(held), "bfloat16", tuple(held.shape()))
 
 
 def _feed(spec: Spec, array: np.ndarray[Any, Any]) -> Feed:
@@ -281,7 +307,7 @@ def cast_into(feed: Feed, out: np.ndarray[Any, Any]) -> None:
     """
     array, have, want = feed.array, feed.element, feed.spec.element
     assert array is not None
-    if have == want or (have not in FLOATS and want not in FLOATS):
+    if have == want or want not in FLOATS:
         np.copyto(out, array, casting="same_kind" if have != want else "no")
         return
     if have == "bfloat16":
@@ -339,7 +365,7 @@ def float_type(output: Any) -> str | None:
         try:
             name = np.dtype(output).name
         except TypeError:
-            name = str(output)
+            name = str(output).removeprefix("torch.")
     if name not in FLOATS:
         raise UsageError(f"output={output!r}", "'same as model', " + ", ".join(map(repr, sorted(FLOATS))))
     if name == "bfloat16" and _bfloat16() is None:

@@ -7,7 +7,7 @@ they do without padding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +87,10 @@ class Buckets:
     def __init__(self, specs: Mapping[str, Spec], profile: Sequence[Bucket], sizes: Sequence[int] | None, graph: bool | None):
         self._specs = specs
         self._graph = graph
-        self.sizes = () if sizes is None else tuple(sorted(set(sizes)))
-        if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in self.sizes):
-            raise UsageError(f"buckets={sizes!r}", "batch sizes: whole numbers from 1 on")
+        given: list[Any] = [] if sizes is None else list(sizes) if isinstance(sizes, Iterable) else [None]
+        if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in given):
+            raise UsageError(f"buckets={sizes!r}", "a list of batch sizes: whole numbers from 1 on")
+        self.sizes = tuple(sorted(set(given)))
         first = [spec.shape[0] for spec in specs.values() if spec.shape and not isinstance(spec.shape[0], int)]
         self._batched = frozenset(n for n, spec in specs.items() if spec.shape and not isinstance(spec.shape[0], int))
         named = {dim for dim in first if dim is not None and not str(dim).startswith(_NAMELESS)}

@@ -13,10 +13,20 @@ from typing import Any
 
 from ..errors import RunStopped, UsageError
 
-__all__ = ["Ticket", "Watchdog"]
+__all__ = ["Ticket", "Watchdog", "check_timeout"]
 
 #: Seconds without work after which the watchdog's thread ends; the next deadline starts another.
 _IDLE = 5.0
+
+
+def check_timeout(seconds: Any) -> None:
+    """Refuse what is no time limit.
+
+    Raises:
+        UsageError: It is neither None nor a positive number.
+    """
+    if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds > 0):
+        raise UsageError(f"timeout={seconds!r}", "seconds greater than 0, or None for no limit")
 
 
 class Ticket:
@@ -32,8 +42,7 @@ class Ticket:
     __slots__ = ("_lock", "_options", "deadline", "seconds", "stopped")
 
     def __init__(self, seconds: float | None = None):
-        if seconds is not None and not seconds > 0:
-            raise UsageError(f"timeout={seconds!r}", "seconds greater than 0, or None for no limit")
+        check_timeout(seconds)
         self.seconds = seconds
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.stopped = ""

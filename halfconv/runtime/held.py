@@ -87,8 +87,9 @@ class Held:
         self.settings = settings
         self.loaded: Loaded = load(self._source, settings.wishes)
         self.notes = [*notes, *self.loaded.notes, *_elsewhere(self.loaded)]
-        if settings.wishes.memory is not None and self.provider == "cpu":
-            self.notes.append("memory_limit is a GPU's, and has no effect on the CPU")
+        if self.provider == "cpu":
+            given = (("memory_limit", settings.wishes.memory is not None), ("cuda_graph", settings.graph is True))
+            self.notes += [f"{name} is a GPU's, and has no effect on the CPU" for name, there in given if there]
         self._stamp = self._stamped()
         self.inputs, self.outputs = _specs(self.loaded.session)
         self.no_graph = self._no_graph()
@@ -160,7 +161,8 @@ class Held:
         if ticket is not None:
             ticket.check()
         text = " ".join(str(error).split())[:400]
-        return EnvironmentProblem(f"the run failed on {self.provider}: {text}", "the same inputs on provider='cpu'")
+        advice = "the same inputs on provider='cpu'" if self.provider != "cpu" else "inputs of other shapes, or other values"
+        return EnvironmentProblem(f"the run failed on {self.provider}: {text}", advice)
 
     def close(self) -> None:
         """Release the model."""

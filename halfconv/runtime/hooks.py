@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from ..errors import UsageError
 
 __all__ = ["Hook", "RunRecord", "hooks_of", "tell"]
 
@@ -38,10 +40,17 @@ Hook = Callable[[RunRecord], object]
 
 
 def hooks_of(given: Hook | Sequence[Hook] | None) -> tuple[Hook, ...]:
-    """Return the hooks of an option that may be one, several or none."""
+    """Return the hooks of an option that may be one, several or none.
+
+    Raises:
+        UsageError: One cannot be called.
+    """
     if given is None:
         return ()
-    return (given,) if callable(given) else tuple(given)
+    hooks = (given,) if callable(given) else tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(map(callable, hooks)):
+        raise UsageError(f"on_run={given!r}", "a callable, or several")
+    return hooks
 
 
 def tell(hooks: Sequence[Hook], record: RunRecord, notes: list[str]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import EnvironmentProblem, HalfconvError, PoolFull, RunStopped, UsageError
 from .arrays import Spec
+from .deadline import check_timeout
 from .rows import batched, differ
 
 __all__ = ["Pool", "PoolStats"]
@@ -97,7 +98,7 @@ class Pool:
         for name, number in numbers.items():
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise UsageError(f"{name}={number!r}", "a whole number from 1 on")
-        if max_delay < 0:
+        if not isinstance(max_delay, (int, float)) or not max_delay >= 0:
             raise UsageError(f"max_delay={max_delay!r}", "seconds, at least 0")
         self._room, self._most, self._delay, self._pid = queue, max_batch, max_delay, os.getpid()
         self._batched = batched(self._sessions[0].input_specs) if max_batch > 1 else frozenset()
@@ -142,8 +143,7 @@ class Pool:
             UsageError: The pool is closed.
             EnvironmentProblem: This process is a fork of the one that made the pool.
         """
-        if timeout is not None and timeout <= 0:
-            raise UsageError(f"timeout={timeout!r}", "seconds greater than 0, or None for no limit")
+        check_timeout(timeout)
         if os.getpid() != self._pid:
             found = f"this pool was made in process {self._pid}, and this is a fork of it, which has none of its threads"
             raise EnvironmentProblem(found, "make a pool in each process, after the fork")

@@ -76,7 +76,7 @@ class Session:
             each size is checked. None pads to the profile's buckets, if a check finds that right.
         cuda_graph: True for CUDA graphs of all shapes, False for none; None for `buckets`, and as the profile says.
         cache: How many sets of shapes keep buffers on the GPU; also the most CUDA graphs.
-        strict: Refuse a model of which any node would run on the CPU, although another provider is used.
+        strict: Refuse to run any node on the CPU: a model of which some would, and ``auto`` where no other provider works.
         engine: How TensorRT builds its engines, and where it keeps them.
         workers: Threads that `run_async` and `arun` run on.
         on_run: Called with a `RunRecord` after each run; one callable or several.
@@ -113,6 +113,11 @@ class Session:
         ):  # fmt: skip
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < least):
                 raise UsageError(f"{name}={number!r}", f"a whole number from {least} on")
+        for name, choice in (("strict", strict), ("cuda_graph", cuda_graph)):
+            if not isinstance(choice, bool) and (name == "strict" or choice is not None):
+                raise UsageError(f"{name}={choice!r}", "True or False" if name == "strict" else "True, False or None")
+        if strict and provider == "cpu":
+            raise UsageError("strict=True with provider='cpu': all nodes would run on the CPU", "strict=False, or provider='cuda'")
         self._pid = os.getpid()
         self._provider = provider
         self._hooks = hooks_of(on_run)
@@ -147,13 +152,25 @@ class Session:
                 raise InputError(f"the model is a {type(model).__name__}", "a path, or the file's bytes") from None
             if not source.is_file():
                 raise InputError(f"there is no model {source}", "another path")
-        found = find_profile(source, profile)
+        found = self._told(find_profile(source, profile))
         settings = replace(self._settings, wishes=self._wishes(found))
         return Engine(source, found, settings)
+
+    def _told(self, profile: Profile) -> Profile:
+        """Add a note where the profile keeps ``auto`` from a GPU that may be there."""
+        import onnxruntime
+
+        passed = self._provider == "auto" and self._wishes(profile).choices == ("cpu",)
+        if not passed or PROVIDERS["cuda"][0] not in onnxruntime.get_available_providers():
+            return profile
+        note = "cuda was not tried: the profile does not name it; try: provider='cuda', or profile=False"
+        return replace(profile, notes=(*profile.notes, note))
 
     def _wishes(self, profile: Profile) -> Wishes:
         known = tuple(_SHORT[name] for name in profile.providers if name in _SHORT)
         choices = (self._provider,) if self._provider != "auto" else known or ("cuda", "cpu")
+        if self._settings.wishes.strict:  # then the CPU is no choice
+            choices = tuple(choice for choice in choices if choice != "cpu") or ("cuda",)
         wanted = self._settings.graph
         graph = wanted if wanted is not None else bool(self._settings.buckets or any(b.cuda_graph for b in profile.buckets))
         wishes = replace(self._settings.wishes, choices=choices, level=profile.level, options=profile.options, graph=graph)
@@ -318,7 +335,9 @@ class Session:
             UsageError: No shapes are given, and none are known.
         """
         with self._lease() as engine:
-            given = [shapes] if isinstance(shapes, Mapping) else list(shapes) if shapes is not None else known_shapes(engine)
+            given = [shapes] if isinstance(shapes, Mapping) else known_shapes(engine) if shapes is None else shapes
+            if not isinstance(given, Sequence) or not all(isinstance(entry, Mapping) for entry in given):
+                raise UsageError(f"shapes={shapes!r}", "warmup({input: shape, …}), or a list of these")
             for entry in given:
                 feeds = {name: made_up(engine.inputs.get(name), value) for name, value in entry.items()}
                 for _ in range(2):  # the first run shows the placement, the second captures the graph

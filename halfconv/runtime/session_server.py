@@ -166,6 +166,16 @@ class Server:
         values: list[Any] = self._sessions[number].run(names, feeds)
         return values
 
+    def kernels(self, provider: str) -> list[Any]:
+        """List an execution provider's kernels: domain, operator, and names of the types that they take."""
+        from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
+
+        return [
+            [kernel.domain, kernel.op_name, sorted({kind for kinds in kernel.type_constraints.values() for kind in kinds})]
+            for kernel in get_all_opkernel_def()
+            if kernel.provider == provider
+        ]
+
     def close(self, number: int) -> None:
         """Release a session."""
         self._sessions[number] = None

@@ -106,7 +106,7 @@ class Shadow:
         waiting: int = 8,
         seed: int | None = None,
     ):
-        if not 0 <= share <= 1:
+        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise UsageError(f"share={share!r}", "a number from 0 to 1")
         self._session, self._reference, self._share, self._on_drift = session, reference, share, on_drift
         self._random = random.Random(seed)

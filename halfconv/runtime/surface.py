@@ -31,9 +31,15 @@ def known_shapes(engine: Engine) -> list[Mapping[str, Any]]:
 
 
 def made_up(spec: Spec | None, value: Any) -> Any:
-    """Return an array for a shape: floats around zero, integers 0; what is no shape is an array already."""
+    """Return an array for a shape: floats around zero, integers 0; what is no shape is an array already.
+
+    Raises:
+        InputError: A dimension is negative.
+    """
     if spec is None or not isinstance(value, (tuple, list)) or not all(isinstance(dim, int) for dim in value):
         return value
+    if any(dim < 0 for dim in value):
+        raise InputError(f"the shape {list(value)} of {spec.name!r} has a negative dimension", str(spec))
     if spec.element in FLOATS:
         return np.random.default_rng(0).standard_normal(value, np.float32)
     return np.full(value, "", object) if spec.element == "string" else np.zeros(value, spec.storage)

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 import halfconv
 from halfconv.runtime import arrays
+from halfconv.runtime.held import Request
 from tests.runtime import models
 
 FLOATS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
@@ -74,7 +75,10 @@ def test_any_float_in_any_container_gives_the_same(
     before = given_array.copy()
     held = session._engine._held
     held.settings = replace(held.settings, output=out)
-    (result,) = session.run({"x": value}).values()
+    try:
+        (result,) = session.run({"x": value}).values()
+    finally:
+        held.settings = replace(held.settings, output=None)
     inside = given_array.astype(FLOATS[want])
     expected = (inside.astype(np.float64) * 2).astype(FLOATS[want])
     assert result.dtype == np.dtype(FLOATS[out or want])
@@ -133,6 +137,70 @@ def test_infinities_and_nan_pass(sessions: Mapping[str, halfconv.Session]) -> No
 def test_what_does_not_fit_is_refused_with_what_would(sessions: Mapping[str, halfconv.Session], value: Any, message: str) -> None:
     with pytest.raises(halfconv.InputError, match=message):
         sessions["float16"].run({"x": value})
+
+
+class Shared:
+    """An array of a library of which only DLPack is known."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._tensor = tensor
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._tensor.__dlpack_device__()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64"])
+def test_dlpack_of_another_library_gives_the_same(sessions: Mapping[str, halfconv.Session], kind: str) -> None:
+    tensor = torch.tensor([[1.00390625, -3.0, 0.1], [4.0, 5.0, 6.0]]).to(getattr(torch, kind))
+    for session in sessions.values():
+        expected = session.run({"x": tensor})["y"]
+        np.testing.assert_array_equal(session.run({"x": Shared(tensor)})["y"], expected)
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+def test_long_doubles_are_floats(sessions: Mapping[str, halfconv.Session], buffers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for want, session in sessions.items():
+        numbers = np.array([[0.1, -3, 1e-3], [4, 5, 1000]], np.longdouble)
+        expected = (numbers.astype(FLOATS[want]).astype(np.float64) * 2).astype(FLOATS[want])
+        if not buffers:
+            np.testing.assert_array_equal(session.run({"x": numbers})["y"], expected)
+        elif want == "float16":
+            engine = models.with_graphs(monkeypatch, models.cast_only(want), graph=True)
+            for _ in range(5):  # the later ones take a route
+                np.testing.assert_array_equal(engine.run(Request({"x": numbers}))["y"], expected)
+            engine.close()
+    with pytest.raises(halfconv.InputError, match="beyond float16's largest"):
+        sessions["float16"].run({"x": np.full((1, 3), 1e300, np.longdouble)})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(2, 3).to_sparse(), r"input 'x', a Tensor, cannot be read: .*[Ss]parse.*; try: an array of float16\[n, 3\]"),
+        (torch.empty(2, 3, device="meta"), r"input 'x', a Tensor, cannot be read: .*meta tensor.*; try: an array of float16"),
+        (torch.ones(2, 3).to(torch.float8_e4m3fn), r"input 'x', a Tensor, cannot be read: .*Float8.*; try: an array of float16"),
+        (Shared(torch.ones(2, 3).requires_grad_()), r"input 'x', a Shared, cannot be read: .*gradient.*; try: an array of float16"),
+        (Shared(torch.ones(3, 2).bfloat16().T), r"input 'x', a Shared, cannot be read: .*contiguous.*; try: an array of float16"),
+    ],
+)
+def test_what_its_own_library_cannot_give_is_an_input_error(
+    sessions: Mapping[str, halfconv.Session], value: Any, message: str
+) -> None:
+    with pytest.raises(halfconv.InputError, match=message):
+        sessions["float16"].run({"x": value})
+
+
+def test_no_output_at_all_is_refused(sessions: Mapping[str, halfconv.Session]) -> None:
+    with pytest.raises(halfconv.InputError, match="outputs names no output; try: names of outputs, or None for all"):
+        sessions["float16"].run({"x": np.zeros((1, 3))}, [])
+
+
+def test_output_may_be_torchs_type() -> None:
+    session = halfconv.Session(models.squares(), provider="cpu", output=torch.bfloat16)
+    assert session.run({"x": np.ones((1, 4))})["y"].dtype == ml_dtypes.bfloat16
 
 
 def test_lists_of_integers_are_numbers(sessions: Mapping[str, halfconv.Session]) -> None:

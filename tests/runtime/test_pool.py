@@ -211,7 +211,8 @@ def test_close_runs_what_waits_or_stops_it() -> None:
         pool.close()
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"queue": 0}, {"max_batch": 0}, {"max_delay": -1}, {"max_batch": True}])
+@pytest.mark.parametrize("options", [{"workers": 0}, {"queue": 0}, {"max_batch": 0}, {"max_delay": -1}, {"max_batch": True},
+                                     {"max_delay": "1"}, {"max_delay": float("nan")}])  # fmt: skip
 def test_numbers_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(halfconv.UsageError, match=next(iter(options))):
         Pool(Fake(), **options)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 
 import halfconv
@@ -62,6 +63,23 @@ def test_a_profile_is_followed(stored: Path) -> None:
     with halfconv.Session(stored, provider="cpu") as session:
         level = session._engine.loaded.session.get_session_options().graph_optimization_level
         assert level.name == "ORT_ENABLE_BASIC"
+
+
+@pytest.mark.parametrize("names", [["CPUExecutionProvider"], ["CoreMLExecutionProvider", "CPUExecutionProvider"]])
+def test_a_profile_that_passes_a_gpu_over_is_no_silent_fallback(
+    names: list[str], stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [{"name": name, "options": {}} for name in names]
+    profile_path(stored).write_text(json.dumps(content(stored.read_bytes(), providers=listed)))
+    said = "cuda was not tried: the profile does not name it; try: provider='cuda', or profile=False"
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with halfconv.Session(stored) as session:
+        assert session.provider == "cpu" and said in session.notes
+    with halfconv.Session(stored, provider="cpu") as session:  # which was asked for
+        assert said not in session.notes
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with halfconv.Session(stored) as session:
+        assert said not in session.notes
 
 
 def test_what_convert_writes_is_followed_in_silence(folder: Path) -> None:

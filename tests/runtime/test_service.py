@@ -49,10 +49,12 @@ def test_the_deadline_counts_from_the_call(endless: halfconv.Session) -> None:
     session.close()
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-def test_a_timeout_is_positive(endless: halfconv.Session, timeout: float) -> None:
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "1", True])
+def test_a_timeout_is_positive(endless: halfconv.Session, timeout: Any) -> None:
     with pytest.raises(halfconv.UsageError, match=r"timeout=.*; try: seconds greater than 0"):
         endless.run({"x": ONE}, timeout=timeout)
+    with halfconv.Pool(endless) as pool, pytest.raises(halfconv.UsageError, match=r"timeout=.*; try: seconds greater than 0"):
+        pool.run({"x": ONE}, timeout=timeout)
 
 
 def test_runs_in_time_are_not_disturbed() -> None:
@@ -300,6 +302,8 @@ def test_only_a_share_is_sampled_and_a_slow_reference_slows_nobody() -> None:
         gate.set()
         shadow.wait()
         assert shadow.dropped >= 40 and shadow.compared + shadow.dropped == 50
+    with pytest.raises(halfconv.UsageError, match=r"share='1'; try: a number from 0 to 1"):
+        halfconv.Shadow(session, slow, "1")  # type: ignore[arg-type]
     with pytest.raises(halfconv.UsageError, match=r"share=1\.5; try: a number from 0 to 1"):
         halfconv.Shadow(session, slow, 1.5)
 

@@ -197,17 +197,23 @@ def test_a_bf16_model_on_the_cpu_says_that_there_is_no_kernel() -> None:
 
 @pytest.mark.parametrize("options", [
     {"provider": "gpu"}, {"device_id": -1}, {"memory_limit": 0}, {"threads": 0}, {"threads": 1.5}, {"cache": 0}, {"workers": True},
-    {"buckets": [0]}, {"buckets": [2.0]},
+    {"buckets": [0]}, {"buckets": [2.0]}, {"buckets": 4}, {"buckets": ["4", 2]}, {"on_run": 3}, {"on_run": [print, 3]},
+    {"cuda_graph": "no"}, {"strict": 1}, {"strict": True, "provider": "cpu"},
 ])  # fmt: skip
 def test_wrong_options_are_usage_errors(options: dict[str, Any]) -> None:
     with pytest.raises(halfconv.UsageError, match=rf"{next(iter(options))}="):
         halfconv.Session(models.squares(), **options)
 
 
-def test_a_memory_limit_on_the_cpu_is_noted() -> None:
-    assert any(
-        "memory_limit is a GPU's" in note for note in halfconv.Session(models.squares(), provider="cpu", memory_limit=1).notes
-    )
+@pytest.mark.parametrize("options", [{"memory_limit": 1}, {"cuda_graph": True}])
+def test_what_only_a_gpu_has_is_noted_on_the_cpu(options: dict[str, Any]) -> None:
+    notes = halfconv.Session(models.squares(), provider="cpu", **options).notes
+    assert f"{next(iter(options))} is a GPU's, and has no effect on the CPU" in notes
+
+
+def test_strict_leaves_auto_no_cpu_to_fall_back_to() -> None:
+    with pytest.raises(EnvironmentProblem, match=r"^cuda cannot be used: .*; try: "):
+        halfconv.Session(models.squares(), strict=True)
 
 
 def test_threads_reach_the_runtime() -> None:
@@ -218,7 +224,7 @@ def test_threads_reach_the_runtime() -> None:
 def test_a_run_that_fails_is_an_environment_problem() -> None:
     source = models.model("g (float[n] x, int64[1] i) => (float[m] y) { y = Gather(x, i) }")
     session = halfconv.Session(source, provider="cpu")
-    with pytest.raises(EnvironmentProblem, match=r"the run failed on cpu: .*out of.*bounds.*; try: "):
+    with pytest.raises(EnvironmentProblem, match=r"the run failed on cpu: .*out of.*bounds.*; try: inputs of other"):
         session.run({"x": [1.0, 2.0], "i": [5]})
 
 
@@ -247,6 +253,11 @@ def test_warmup() -> None:
     session = halfconv.Session(models.squares(), provider="cpu")
     with pytest.raises(halfconv.UsageError, match=r"the model's shapes vary: 'x': float16\[n, 4\]; try: warmup\("):
         session.warmup()
+    for wrong in (5, "x", [(3, 4)]):
+        with pytest.raises(halfconv.UsageError, match=r"shapes=.*; try: warmup\("):
+            session.warmup(wrong)  # type: ignore[arg-type]
+    with pytest.raises(halfconv.InputError, match=r"the shape \[-1, 4\] of 'x' has a negative dimension; try: float16\[n, 4\]"):
+        session.warmup({"x": (-1, 4)})
     session.warmup({"x": (3, 4)})
     session.warmup([{"x": (1, 4)}, {"x": X}])
     assert session.placement.measured
