@@ -67,9 +67,9 @@ def held_out(recipe: Recipe, model: torch.nn.Module, test: Split) -> float:
 
 
 def _optimizer(recipe: Recipe, weights: Any) -> torch.optim.Optimizer:
-    import torch
+    from halfconv.train.optimizer import adamw
 
-    return torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return adamw(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
 def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

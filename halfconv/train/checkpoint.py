@@ -56,12 +56,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, device: torch.device, promised: dict[str, Any]) -> dict[str, Any]:
+def load_checkpoint(path: Path, promised: dict[str, Any]) -> dict[str, Any]:
     """Read a state, without unpickling anything but plain data.
+
+    Its tensors come to the CPU: who takes them copies them to where they belong. Optimizers keep their numbers of steps on the CPU,
+    and were they on a GPU, each step would wait for it once for every weight.
 
     Args:
         path: The file.
-        device: Where its tensors go.
         promised: What the run that goes on must have in common with the one that wrote the file: name -> value.
 
     Raises:
@@ -69,7 +71,7 @@ def load_checkpoint(path: Path, device: torch.device, promised: dict[str, Any]) 
         UsageError: The run differs from the one that wrote the file.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever the unpickler meets
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"checkpoint {path} cannot be read: {first}", "training from the start, with resume=False") from None

@@ -14,6 +14,7 @@ from halfconv.train.batches import Data
 from halfconv.train.checkpoint import check_checkpoint_path, load_checkpoint
 from halfconv.train.distributed import processes
 from halfconv.train.log import Listener, listening, open_log
+from halfconv.train.optimizer import adamw
 from halfconv.train.policy import AdaptivePolicy, PrecisionPolicy, fp32_modules, policy_named
 from halfconv.train.precision import check_precision, half_problem, precision_named, pure_half
 from halfconv.train.result import Result
@@ -69,7 +70,8 @@ def fit(
             returns those of an epoch, the first of which is 0. Inputs are a tensor, a tuple for ``model(*inputs)`` or a dictionary
             for ``model(**inputs)``.
         loss: ``loss(output, target)``, a scalar: the mean over the batch. Outputs arrive in FP32, but for ``pure-fp16``.
-        optimizer: Makes the optimizer of the weights that require a gradient; AdamW with a rate of 1e-3 by default.
+        optimizer: Makes the optimizer of the weights that require a gradient; AdamW with a rate of 1e-3 by default,
+            fused on a GPU.
         scheduler: Makes a learning rate scheduler of the optimizer; it is stepped after each step that updated the weights.
         epochs: How many times the data is gone through, those before a resume included.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``pure-fp16``.
@@ -115,7 +117,7 @@ def fit(
         stack.callback(model.train, training)
         model.to(shared.device)
         stack.enter_context(pure_half(model, mode))
-        make = optimizer or torch.optim.AdamW
+        make = optimizer or adamw
         chosen = make([weight for weight in model.parameters() if weight.requires_grad])
         scaler = LossScaler(shared.device, enabled=mode.scaled, fixed=loss_scale)
         stepper = Stepper(shared.wrap(model), chosen, loss, mode, shared.device, scaler, clip_norm)
@@ -133,7 +135,7 @@ def fit(
             watcher=watcher, evaluate=evaluate, after_step=after_step, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
         )  # fmt: skip
         if checkpoint is not None and resume and shared.from_first(checkpoint.exists()):
-            run.load(load_checkpoint(checkpoint, shared.device, run.kind))
+            run.load(load_checkpoint(checkpoint, run.kind))
         log = stack.enter_context(open_log(log_dir if shared.first else None, run.step))
         tell = stack.enter_context(listening(progress, quiet=not shared.first))
         try:

@@ -23,6 +23,9 @@ from halfconv.train.step import Stepper
 
 __all__ = ["Evaluate", "Run", "Scheduler"]
 
+#: Seconds between two looks at the loss for who is told of progress: each waits for the GPU.
+LOOK = 0.1
+
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -82,6 +85,7 @@ class Run:
             UsageError: The data is used up, or has less than when the checkpoint was written.
         """
         begin = time.perf_counter()
+        looked, words = begin - LOOK, ""
         self._model.train()
         steps = steps_of(data, self.epoch, seed=self._seed, accumulate=self._accumulate, shared=self._shared)
         if sum(1 for _ in itertools.islice(steps, self._done)) < self._done:
@@ -93,7 +97,9 @@ class Run:
         for batches in steps:
             loss = self._train_step(batches, log)
             if tell is not None:
-                tell(Progress(f"epoch {self.epoch + 1} of {epochs}", f"loss {float(loss):.4g}", self._done, total))
+                if (now := time.perf_counter()) >= looked + LOOK:
+                    looked, words = now, f"loss {float(loss):.4g}"
+                tell(Progress(f"epoch {self.epoch + 1} of {epochs}", words, self._done, total))
             if self._every and self.step % self._every == 0:
                 self._save()
         loss_sum = float(self._loss) / self._updates if self._updates else float("nan")
@@ -128,8 +134,8 @@ class Run:
             values = {"train/loss": float(loss), "train/learning_rate": stepper.optimizer.param_groups[0]["lr"]}
             if stepper.precision.scaled:
                 values |= {"train/loss_scale": stepper.scaler.scale, "train/skipped": stepper.scaler.skipped}
-            if stepper.clip_norm is not None:
-                values["train/gradient_norm"] = stepper.grad_norm
+            if stepper.grad_norm is not None:
+                values["train/gradient_norm"] = float(stepper.grad_norm)
             log.scalars(self.step, values)
             for move in moves:
                 log.text(self.step, "train/moves", f"{move.module} to {move.to}: {move.reason} {move.figure:.3g}")

@@ -34,14 +34,15 @@ class LossScaler:
     """
 
     def __init__(self, device: torch.device, *, enabled: bool, fixed: float | None = None, growth_interval: int = GROWTH_INTERVAL):
-        self._fixed = fixed
+        self._fixed, self._interval = fixed, growth_interval if fixed is None else _NEVER
         self._scaler = torch.amp.GradScaler(
             device.type,
             init_scale=INITIAL_SCALE if fixed is None else fixed,
-            growth_interval=growth_interval if fixed is None else _NEVER,
+            growth_interval=self._interval,
             enabled=enabled,
         )
         self._now = self._scaler.get_scale()  # each look at the scaler's own waits for the GPU
+        self._calm = 0  # steps since the last overflow or growth; the scaler's own count is on the GPU
         self.history: list[tuple[int, float]] = [(0, self._now)] if enabled else []
         self.skipped = 0
 
@@ -61,6 +62,9 @@ class LossScaler:
     def step(self, optimizer: torch.optim.Optimizer, number: int) -> bool:
         """Step the optimizer unless a gradient is infinite or NaN, and adapt the scale.
 
+        This waits for the GPU once, and again if the scale changes; not at all where nothing is scaled. torch does not call an
+        optimizer whose gradients overflowed, which tells, but for a fused one, which finds out on the GPU: then the scale tells.
+
         Args:
             optimizer: One whose gradients are unscaled.
             number: Which step this is, for the history; the first is 1.
@@ -68,10 +72,19 @@ class LossScaler:
         Returns:
             Whether the weights were updated.
         """
-        before = self._now
-        self._scaler.step(optimizer)
+        if not self._scaler.is_enabled():
+            optimizer.step()
+            return True
+        before, called = self._now, [False]
+        hook = optimizer.register_step_post_hook(lambda *_: called.__setitem__(0, True))
+        try:
+            self._scaler.step(optimizer)
+        finally:
+            hook.remove()
         self._scaler.update()
-        after = self._scaler.get_scale()
+        fused, due = getattr(optimizer, "_step_supports_amp_scaling", False), self._calm + 1 == self._interval
+        after = self._scaler.get_scale() if fused or due or not called[0] else before
+        self._calm = 0 if due or after < before else self._calm + 1
         if after < before:  # which only an overflow does
             self.skipped += 1
             if self._fixed is not None:
@@ -90,6 +103,6 @@ class LossScaler:
         """Take a state back."""
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
-            self._now = self._scaler.get_scale()
+            self._now, self._calm = self._scaler.get_scale(), int(state["scaler"]["_growth_tracker"])
         self.history = [(int(step), float(scale)) for step, scale in state["history"]]
         self.skipped = int(state["skipped"])

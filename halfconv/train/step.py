@@ -31,7 +31,7 @@ class Stepper:
         device: Where it is.
         scaler: What scales the loss.
         clip_norm: The largest L2 norm of all gradients together; None for no bound.
-        grad_norm: That norm in the last step, unscaled and not yet clipped; NaN without ``clip_norm``.
+        grad_norm: That norm in the last step, unscaled and not yet clipped, a scalar on the device; None without ``clip_norm``.
     """
 
     model: torch.nn.Module
@@ -41,7 +41,7 @@ class Stepper:
     device: torch.device
     scaler: LossScaler
     clip_norm: float | None
-    grad_norm: float = float("nan")
+    grad_norm: torch.Tensor | None = None
 
     def backward(self, batches: Sequence[Batch], *, half: bool = True) -> torch.Tensor:
         """Add the gradients of the scaled mean loss of some batches to those that the weights have.
@@ -56,18 +56,19 @@ class Stepper:
         Returns:
             The mean loss, not scaled; a scalar on the device.
         """
-        total = torch.zeros((), device=self.device)
+        total, count = torch.zeros(()), len(batches)
         for number, batch in enumerate(batches, start=1):
             inputs, target = to_device(tuple(batch), self.device)
-            with self._synchronised(number == len(batches)):
+            with self._synchronised(number == count):
                 with self.precision.autocast(self.device) if half else contextlib.nullcontext():
                     output = call(self.model, inputs)
                 if self.precision.half is None or self.precision.master:
                     loss = self.loss(to_float(output), target)
                 else:
                     loss = self.loss(output, to_half(target, self.precision.half))
-                torch.autograd.backward(self.scaler.scaled(loss / len(batches)))
-            total += loss.detach().float() / len(batches)
+                torch.autograd.backward(self.scaler.scaled(loss / count if count > 1 else loss))
+            mean = loss.detach().float() / count if count > 1 else loss.detach().float()
+            total = mean if number == 1 else total + mean
         return total
 
     def update(self, number: int) -> bool:
@@ -82,7 +83,7 @@ class Stepper:
         self.scaler.unscale(self.optimizer)
         if self.clip_norm is not None:
             weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-            self.grad_norm = float(torch.nn.utils.clip_grad_norm_(weights, self.clip_norm))
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(weights, self.clip_norm)
         return self.scaler.step(self.optimizer, number)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
