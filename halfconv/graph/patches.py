@@ -1,8 +1,8 @@
 """Compute a convolution as a product of its image's patches, where its windows do not overlap and its result goes on channels last.
 
 So vision transformers embed an image (kernel 16, stride 16, 3 channels in), and ConvNeXt and Swin begin (kernel 4, stride 4). A
-convolution of so few channels leaves most of a tensor core idle. A product of windows, with all numbers of each in one row, keeps it
-busy, and writes what its reader wants: the Transpose behind the convolution goes.
+convolution of so few channels leaves most of a tensor core idle. A product of windows, all numbers of each in one row, fills it,
+and writes what its reader wants: the Transpose behind the convolution goes, and one before it moves pixels into windows itself.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from halfconv.graph.fuse import is_op, only_reader, remove_unread
-from halfconv.graph.rules import Outcome, Rewriter, is_transpose, readers, transposed
-from halfconv.graph.sizes import Size
+from halfconv.graph.rules import Outcome, Rewriter, is_transpose, readers
+from halfconv.graph.sizes import Size, perm_of
 from halfconv.graph.typegroups import is_float, is_weight
 
 __all__ = ["patches"]
@@ -50,6 +50,11 @@ class _Windows:
     counts: list[int]
     channels: int
     out: int
+
+    @property
+    def length(self) -> int:
+        """Numbers of a window."""
+        return self.channels * math.prod(self.kernel)
 
 
 def patches(conv: ir.Node, rewriter: Rewriter) -> Outcome:
@@ -116,24 +121,27 @@ def _last(found: _Windows, rewriter: Rewriter) -> ir.Node | str:
 
 def _product(found: _Windows, last: ir.Node, rewriter: Rewriter) -> ir.Node:
     """Put the product in the place of the last node, and remove the convolution."""
-    conv, axes, length = found.conv, len(found.kernel), found.channels * math.prod(found.kernel)
-    batch = rewriter.sizes.size(found.image, 0)
+    conv, axes, batch = found.conv, len(found.kernel), rewriter.sizes.size(found.image, 0)
     rows = found.counts if last.inputs[0] is conv.outputs[0] else [math.prod(found.counts)]
-    pairs = [size for pair in zip(found.counts, found.kernel, strict=True) for size in pair]
-    source = transposed(found.image, 0, axes + 1, *range(1, axes + 1))
-    if source is None:
-        source, split = found.image, [found.channels, *pairs]
-        perm = [0, *range(2, 2 * axes + 2, 2), 1, *range(3, 2 * axes + 2, 2)]
-        order = (1, *range(2, axes + 2), 0)
-    else:  # an image that was channels last lies in memory as windows want it
-        split = [*pairs[:-1], pairs[-1] * found.channels]
-        perm = [0, *range(1, 2 * axes + 1, 2), *range(2, 2 * axes + 1, 2)]
-        order = (*range(2, axes + 2), 1, 0)
-    value = _reshaped(source, split, batch, conv, "split", rewriter)
-    sizes = [batch, *split]
-    value = rewriter.add("Transpose", [value], conv, "windows", [sizes[axis] for axis in perm], {"perm": perm})
-    value = _reshaped(value, [*rows, length], batch, conv, "patches", rewriter)
-    inputs, op = [value, _matrix(found, order, length, rewriter)], "MatMul"
+    source, perm = _source(found)
+    split: list[int] = []
+    outer: dict[int, int] = {}
+    inner, order = [], [perm.index(place) for place in range(1, axes + 2)]
+    for axis in order:  # 1 is that of channels, as in the weight
+        if axis > 1:
+            split.append(found.counts[axis - 2])
+            outer[axis] = len(split)
+        if axis > 1 or found.channels > 1:
+            split.append(found.kernel[axis - 2] if axis > 1 else found.channels)
+            inner.append(len(split))
+    turn, sizes = [0, *(outer[axis] for axis in range(2, axes + 2)), *inner], [batch, *split]
+    value = source
+    if turn != sorted(turn):  # windows of one axis and one channel follow each other already
+        value = _reshaped(source, split, batch, conv, "split", rewriter)
+        value = rewriter.add("Transpose", [value], conv, "windows", [sizes[axis] for axis in turn], {"perm": turn})
+    matrix = _matrix(found, (*order, 0), rewriter)
+    value = _reshaped(value, [*rows, found.length], batch, conv, "patches", rewriter)
+    inputs, op = [value, matrix], "MatMul"
     if found.bias is not None:
         inputs = [rewriter.add("MatMul", inputs, conv, "product", [batch, *rows, found.out]), found.bias]
         op = "Add"
@@ -143,22 +151,32 @@ def _product(found: _Windows, last: ir.Node, rewriter: Rewriter) -> ir.Node:
     return made
 
 
+def _source(found: _Windows) -> tuple[ir.Value, list[int]]:
+    """Return the image, and the order of its axes; if a Transpose makes it that leaves the batch first, what that was given."""
+    before, rank = found.image.producer(), len(found.kernel) + 2
+    if before is not None and is_op(before, "Transpose", found.conv.graph) and before.inputs[0] is not None:
+        perm = perm_of(before, rank)
+        if perm[0] == 0:
+            return before.inputs[0], perm
+    return found.image, list(range(rank))
+
+
 def _reshaped(value: ir.Value, sizes: list[int], batch: Size, conv: ir.Node, hint: str, rewriter: Rewriter) -> ir.Value:
     """Give a value other sizes behind the batch, which is copied whatever it is."""
     shape = rewriter.constant(np.array([0, *sizes], np.int64), f"{conv.outputs[0].name}_{hint}_shape")
     return rewriter.add("Reshape", [value, shape], conv, hint, [batch, *sizes])
 
 
-def _matrix(found: _Windows, order: tuple[int, ...], length: int, rewriter: Rewriter) -> ir.Value:
+def _matrix(found: _Windows, order: tuple[int, ...], rewriter: Rewriter) -> ir.Value:
     """Return the weight as a matrix, [numbers of a window, out]; the same for all who ask."""
     key, tensor = (found.weight, order), found.weight.const_value
     assert tensor is not None
     if key not in rewriter.shared:
 
         def arranged() -> np.ndarray:
-            return np.ascontiguousarray(tensor.numpy().transpose(order).reshape(length, found.out))
+            return np.ascontiguousarray(tensor.numpy().transpose(order).reshape(found.length, found.out))
 
-        rewriter.shared[key] = rewriter.lazy(arranged, [length, found.out], f"{found.weight.name}_matrix")
+        rewriter.shared[key] = rewriter.lazy(arranged, [found.length, found.out], f"{found.weight.name}_matrix")
     return rewriter.shared[key]
 
 
