@@ -15,7 +15,7 @@ get the same arrays, have the same options, and are timed in turns, call by call
 |---|---|
 | ``halfconv`` | `Session.run` with a bucket of the batch, and a CUDA graph on a GPU |
 | ``halfconv-plain`` | the same without bucket and graph |
-| ``halfconv-torch`` | with a graph, torch tensors on the GPU in and out |
+| ``halfconv-torch`` | with a graph, torch tensors on the GPU in and out, until the results are there |
 | ``halfconv-torch-plain`` | torch tensors that the model reads and writes where they are, without a graph |
 | ``halfconv-bind`` | `Session.bind`: a graph on buffers that the caller fills; no copy |
 | ``session-run`` | ``InferenceSession.run`` |
@@ -211,11 +211,18 @@ def contenders(model: Path, provider: str, batch: int, feeds: Feeds) -> dict[str
             tensors = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
             # A session that has handed out torch tensors waits for torch before each run; one for numpy need not.
             torchs = Session(model, provider=provider, buckets=[batch], cuda_graph=True)
-            calls["halfconv-torch"] = lambda: torchs.run(tensors, to="torch")
+
+            def awaited(session: Session) -> dict[str, Any]:
+                """Run, and wait for the results: `run` itself may return before they are there."""
+                results = session.run(tensors, to="torch")
+                torch.cuda.current_stream().synchronize()
+                return results
+
+            calls["halfconv-torch"] = lambda: awaited(torchs)
             bound = mine.bind(feeds)
             calls["halfconv-bind"] = lambda: bound.run() and {}
             torch_plain = Session(model, provider=provider, cuda_graph=False)
-            calls["halfconv-torch-plain"] = lambda: torch_plain.run(tensors, to="torch")
+            calls["halfconv-torch-plain"] = lambda: awaited(torch_plain)
     return calls
 
 
