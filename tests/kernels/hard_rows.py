@@ -1,4 +1,4 @@
-"""Rows that are hard for a norm, in a process of their own, on a provider; imports little, as it runs on bare machines with a GPU."""
+"""Rows that are hard for a norm, computed in a process; this imports little, as it runs on bare machines with a GPU."""
 
 from __future__ import annotations
 
