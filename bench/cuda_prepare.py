@@ -32,6 +32,8 @@ KERNELS = "halfconv"
 #: halfconv's file -> the target that it is made for, and ``kernels`` if operators of its own are put in.
 TARGETS = {KERNELS: ("cuda", "kernels"), "halfconv-standard": ("cuda",), "halfconv-portable": ("portable",)}
 WHO = (*TARGETS, *PEERS)
+#: Who takes a sample of the zoo's models; for made-up models there are none.
+SAMPLED = (*TARGETS, "modelopt")
 #: Models of the zoo that travel: trained, and 39 MB together in FP32.
 ZOO = ("magika", "efficientnet_lite0", "rapidocr_det", "dnsmos_sig_bak_ovr", "resemblyzer_lstm")
 OF_ZOO = "zoo/"
@@ -181,6 +183,8 @@ def _converted(folder: Path, key: str, who: str, python: str, imports: str, time
         return {"bytes": target.stat().st_size}
     recipe = gpu_models.MODELS.get(key)
     more = {**TARGETS, "ort-optimizer": (recipe.optimizer if recipe else "bert",)}.get(who, ())
+    if recipe is None and who in SAMPLED:
+        more = (*more, str(folder / "s0.npz"))
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as scratch:
         output = Path(scratch) / target.name
         command = _tool(who).call(python, folder / "model.onnx", output, Path(scratch) / "report.json", *more)

@@ -1,7 +1,7 @@
 """halfconv's library call with default options, to compare with the peers' calls.
 
-A fourth argument is another target, for which nothing is checked: `bench/cuda.py` measures drift itself, on the GPU. A fifth,
-``kernels``, asks for operators of halfconv's own.
+A fourth argument is another target, for which nothing is checked: `bench/cuda.py` measures drift itself, on the GPU. More are
+``kernels``, which asks for operators of halfconv's own, and a file of samples, with which it is checked, and repaired.
 """
 
 import sys
@@ -13,8 +13,10 @@ from halfconv import convert  # lazy: asking for the name imports what it needs
 
 def run(source: str, output: str) -> None:
     """Convert one model."""
-    target, *kernels = sys.argv[4:] or ["portable"]
-    convert(source, output, target=target, check=len(sys.argv) <= 4, kernels=kernels == ["kernels"])
+    target, *more = sys.argv[4:] or ["portable"]
+    samples = next((argument for argument in more if argument.endswith(".npz")), None)
+    check = samples is not None or len(sys.argv) <= 4
+    convert(source, output, target=target, samples=samples, check=check, kernels="kernels" in more)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fold a BatchNormalization into the convolution before it, and say why an activation is not fused into one."""
+"""Fold a bias or BatchNormalization into the convolution before it, and say why an activation is not fused into one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from halfconv.graph.fuse import is_op, only_reader
 from halfconv.graph.rules import Outcome, Rewriter
 from halfconv.graph.typegroups import is_float, is_weight
 
-__all__ = ["fold_batch_norm", "fused_conv", "group_norm"]
+__all__ = ["fold_batch_norm", "fold_bias", "fused_conv", "group_norm"]
 
 #: Where a convolution's weight has its output channels.
 CHANNELS = {"Conv": 0, "ConvTranspose": 1}
@@ -57,6 +57,45 @@ def _fold(conv: ir.Node, norm: ir.Node, rewriter: Rewriter) -> ir.Node:
 def _numbers(value: ir.Value | None) -> np.ndarray:
     assert value is not None and value.const_value is not None
     return value.const_value.numpy().astype(np.float64)
+
+
+def fold_bias(add: ir.Node, rewriter: Rewriter) -> Outcome:
+    """Fold the sum with a number for each channel into the bias of a convolution, as Paddle's exporter leaves it behind one."""
+    x, added = add.inputs
+    if x is not None and is_weight(x):
+        x, added = added, x
+    conv = x.producer() if x is not None else None
+    if add.domain or x is None or not is_float(x) or conv is None or conv.op_type not in CHANNELS or conv.domain:
+        return None
+    if added is None or not is_weight(added) or added.const_value is None:
+        return None
+    channels, rank = _channels(conv)
+    given = added.const_value.shape.numpy()
+    shape = [*(1,) * (rank - len(given)), *given]
+    if len(shape) != rank or shape[1] not in (1, channels) or any(size != 1 for size in (shape[0], *shape[2:])):
+        return None
+    if only_reader(x) is not add or conv.graph is not add.graph:
+        return f"'{x.name}' is read by others, too"
+    bias = conv.inputs[2] if len(conv.inputs) > 2 else None
+    if bias is not None and (not is_weight(bias) or bias.const_value is None):
+        return "the convolution's bias is computed"
+    first = np.zeros(channels) if bias is None else _numbers(bias)
+
+    def fold() -> ir.Node:
+        whole = (first + _numbers(added).reshape(-1)).astype(np.float32)
+        inputs = [*conv.inputs[:2], rewriter.constant(whole, f"{add.outputs[0].name}_bias")]
+        return rewriter.replace(add, conv.op_type, inputs, dict(conv.attributes))
+
+    return fold
+
+
+def _channels(conv: ir.Node) -> tuple[int, int]:
+    """Return how many channels a convolution makes, and its rank; 0 if that is not known."""
+    weight = conv.inputs[1]
+    if weight is None or weight.shape is None or not weight.shape.is_static():
+        return 0, 0
+    groups = conv.attributes.get_int("group", 1) if conv.op_type == "ConvTranspose" else 1
+    return weight.shape.numpy()[CHANNELS[conv.op_type]] * groups, weight.shape.rank()
 
 
 def fused_conv(node: ir.Node, rewriter: Rewriter) -> Outcome:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from halfconv.graph.attention import attention
 from halfconv.graph.attention_onnx import onnx_attention, packed_attention
-from halfconv.graph.convolutions import fold_batch_norm, fused_conv, group_norm
+from halfconv.graph.convolutions import fold_batch_norm, fold_bias, fused_conv, group_norm
 from halfconv.graph.fuse import CancelRootPass, FusionPass, PoolMeanPass
 from halfconv.graph.gelus import bias_gelu, erf_gelu, quick_gelu, tanh_gelu
 from halfconv.graph.kernels import on_cuda, table_source
@@ -73,6 +73,7 @@ FUSIONS: tuple[Fusion, ...] = (
     Fusion("LayerNormalization", "its statistics stay FP32 inside one kernel", _plain(FuseLayerNormPass)),
     Fusion("RMSNormalization", "its mean of squares stays FP32 inside one kernel", _plain(FuseRmsNormPass)),
     Fusion("GlobalAveragePool", "its sum stays FP32 inside one kernel", _plain(PoolMeanPass)),
+    Fusion("Conv, Add", "the bias costs no pass over memory", _by(fold_bias, "Add"), GPU),
     Fusion("Conv, BatchNormalization", "weights are folded in FP32", _by(fold_batch_norm, "BatchNormalization"), GPU),
     Fusion("MatMul, Mul", "a factor for each channel is folded into the weight", _by(fold_scale, "Mul"), GPU),
     Fusion("Transpose, Transpose", "copies that cancel", _by(merge_transposes, "Transpose"), GPU),

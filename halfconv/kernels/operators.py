@@ -51,6 +51,7 @@ _DEPTHWISE = f"""
     {{}} = {_LAST} (first)
 """
 _XWB, _XWBR = ("X", "W", "B"), ("X", "W", "B", "R")
+_NORM = "LayerNormalization <axis = -1, epsilon: float = @epsilon>"
 _PARTS = "form = Constant <value = int64[4] {0, 0, 3, -1}> () parts = Reshape (X, form)" + "".join(
     f"""
     at{part} = Constant <value = int64 {{{place}}}> ()
@@ -80,9 +81,10 @@ OPERATORS: Mapping[str, Operator] = {
     "DepthwiseConv": Operator(_XWB, _DEPTHWISE.format("Y"), ("pads", "group")),
     "DepthwiseConvNorm": Operator(
         (*_XWB, "gamma", "beta"),
-        f"{_DEPTHWISE.format('conv')} Y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (conv, gamma, beta)",
+        f"{_DEPTHWISE.format('conv')} Y = {_NORM} (conv, gamma, beta)",
         ("pads", "group", "epsilon"),
     ),
+    "LayerNorm": Operator(("X", "gamma", "beta"), f"Y = {_NORM} (X, gamma, beta)", ("epsilon",)),
     # Over height and width, kept as axes of size 1. ONNX Runtime's ReduceMean may round the sum before it divides.
     "GlobalAveragePool": Operator(
         ("X",), f"image = {_FIRST} (X) mean = GlobalAveragePool (image) Y = {_LAST} (mean)"

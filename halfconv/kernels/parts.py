@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from halfconv.graph.fuse import only_reader
 from halfconv.graph.rules import Outcome, Rewriter
 from halfconv.graph.sizes import perm_of
 from halfconv.graph.transposes import dropped
@@ -14,12 +16,15 @@ from halfconv.graph.typegroups import is_weight
 from halfconv.kernels.operators import DOMAIN
 
 __all__ = [
-    "ALIGNED", "HALF", "bias_of", "half_weight", "is_half", "is_own", "last_bias", "reshaped", "same_shape", "stored", "zeros",
+    "ALIGNED", "HALF", "READ_BY_OTHERS", "bias_of", "followed", "half_weight", "is_half", "is_own", "last_bias", "put", "reshaped",
+    "same_shape", "stored", "zeros",
 ]  # fmt: skip
 
 HALF = ir.DataType.FLOAT16
 #: Channels come in multiples of this: a kernel reads 16 bytes at once.
 ALIGNED = 8
+#: Said where an operator could be taken up, were its result not needed itself.
+READ_BY_OTHERS = "its result is read by others, too"
 
 
 def is_half(*values: ir.Value | None) -> bool:
@@ -97,3 +102,26 @@ def same_shape(first: ir.Value, second: ir.Value, rewriter: Rewriter) -> bool:
     """Tell whether two values have one shape, whatever the sizes that are not known."""
     sizes = rewriter.sizes.of(first)
     return sizes is not None and sizes == rewriter.sizes.of(second)
+
+
+def followed(
+    made: ir.Node, name: str, last: ir.Node, more: list[ir.Value | None], attributes: dict[str, float], rewriter: Rewriter
+) -> Outcome:  # fmt: skip
+    """Put an operator of ours, with more inputs and attributes, in the place of the last of two, if only that reads the first."""
+    if last.graph is not made.graph:
+        return None
+    if only_reader(made.outputs[0]) is None:
+        return READ_BY_OTHERS
+    kept = {a.name: a for a in made.attributes.values()} | attributes
+    return lambda: put(last, name, [*made.inputs, *more], kept, rewriter)
+
+
+def put(
+    last: ir.Node, name: str, inputs: list[ir.Value | None], attributes: Mapping[str, Any], rewriter: Rewriter
+) -> ir.Node:  # fmt: skip
+    """Put an operator of ours in the place of a node, and remove what only that read."""
+    sizes = rewriter.sizes.of(last.outputs[0])
+    node = rewriter.replace(last, name, inputs, attributes, domain=DOMAIN)
+    if sizes is not None:
+        rewriter.sizes.learn(node.outputs[0], sizes)
+    return node

@@ -17,9 +17,10 @@ from halfconv.graph.sizes import Learned
 from halfconv.graph.sweep import sweep
 from halfconv.kernels.attention import attention
 from halfconv.kernels.channels_last import ChannelsLastPass
+from halfconv.kernels.norms import layer_norm, normed
 from halfconv.kernels.operators import DOMAIN, VERSION, define, used
 from halfconv.kernels.parts import stored
-from halfconv.kernels.products import activated, biased_product, gelu_product, normed, residual
+from halfconv.kernels.products import activated, biased_product, gelu_product, residual
 
 __all__ = ["RULES", "Placed", "Row", "place"]
 
@@ -75,17 +76,19 @@ def _by(rule: Rule, *anchors: str) -> Callable[[Learned], FusionPass]:
     return lambda learned: RulePass(anchors, rule, learned=learned)
 
 
-#: In this order: weights before what reads them, products before what follows them, the layout before what follows convolutions.
+#: In this order: weights before what reads them, products before what follows them, the layout before what follows convolutions,
+#: and a norm by itself last, where nothing before took it.
 RULES: tuple[Row, ...] = (
     Row("weight", "a constant is stored as it is read", _by(stored, "Transpose")),
     Row("LinearGelu", "bias and GELU cost no pass over memory", _by(gelu_product, "BiasGelu")),
     Row("Linear", "the bias costs no pass over memory", _by(biased_product, "Add")),
-    Row("LinearGelu", "the GELU costs no pass over memory", _by(gelu_product, "Gelu")),
     Row("PackedAttention", "attention reads queries, keys and values where their product wrote them", _by(attention, "Attention")),
     Row("Conv", "images lie channels last, as tensor cores want them", ChannelsLastPass),
     Row("residual", "the sum costs no pass over memory", _by(residual, "Add")),
+    Row("LinearGelu", "the GELU costs no pass over memory", _by(gelu_product, "Gelu")),
     Row("activation", "the activation costs no pass over memory", _by(activated, "Relu")),
     Row("DepthwiseConvNorm", "no copy stands between convolution and norm", _by(normed, "LayerNormalization")),
+    Row("LayerNorm", "a norm is one pass over memory, 16 bytes at a time", _by(layer_norm, "LayerNormalization")),
 )
 
 

@@ -49,8 +49,8 @@ t5_ts                 297  200  122  no-op Cast 5, MultiHeadAttention 1, Attenti
 t5_dynamo             129  129   71  Attention 2, SkipSimplifiedLayerNormalization 4
 minilm_ts             687  385  138  LayerNormalization 1, Attention 6, SkipLayerNormalization 12, BiasGelu 6
 minilm_dynamo         299  299   88  Attention 6, SkipLayerNormalization 12, BiasGelu 6
-rapidocr_det          464  464  265  no-op Identity 147, GlobalAveragePool 5, Gelu 13
-rapidocr_rec          480  440  208  no-op Identity 130, no-op Add 2, LayerNormalization 1, GlobalAveragePool 5, Conv, BatchNormalization 3, Gelu 13, QuickGelu 5, Attention 2, SkipLayerNormalization 4
+rapidocr_det          464  464  188  no-op Identity 147, GlobalAveragePool 5, Conv, Add 77, Gelu 13
+rapidocr_rec          480  440  154  no-op Identity 130, no-op Add 2, LayerNormalization 1, GlobalAveragePool 5, Conv, Add 54, Conv, BatchNormalization 3, Gelu 13, QuickGelu 5, Attention 2, SkipLayerNormalization 4
 rapidocr_cls          566  258  223  Conv, BatchNormalization 35
 silero_vad            689  348  342  no-op Cast 6
 magika                 95   95   79  FastGelu 2

@@ -549,6 +549,53 @@ def test_a_batch_norm_is_folded(op: str, bias: bool, target: str) -> None:
     assert ops(made) == [op] and done.fusions == {"Conv, BatchNormalization": 1}
 
 
+@pytest.mark.parametrize("target", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("op,group", [("Conv", 1), ("Conv", 3), ("ConvTranspose", 1), ("ConvTranspose", 3)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 6, 1, 1), (6, 1, 1), (1, 1, 1), (1,), ()])
+@pytest.mark.parametrize("order", ["c, e", "e, c"])
+def test_a_bias_behind_a_convolution_is_folded(
+    op: str, group: int, bias: bool, shape: tuple[int, ...], order: str, target: str
+) -> None:
+    graph = f"(float[b,3,6,6] x) => (float[b,6,n,m] y) {{ c = {op}<group = {group}>(x, w{', d' * bias})\n y = Add({order}) }}"
+    weights = {"w": normal(6, 3 // group, 3, 3) if op == "Conv" else normal(3, 6 // group, 3, 3), "e": normal(*shape)}
+    made, done = fuse(graph, {"x": normal(2, 3, 6, 6)}, weights | ({"d": normal(6)} if bias else {}), target=target)
+    assert ops(made) == [op] and done.fusions == {"Conv, Add": 1}
+
+
+def test_a_bias_and_a_batch_norm_are_both_folded() -> None:
+    graph = "(float[b,3,6,6] x) => (float[b,4,n,m] y) { c = Conv(x, w)\n d = Add(c, e)\n y = BatchNormalization(d, g, g, m, v) }"
+    weights = {"w": normal(4, 3, 3, 3), "e": normal(4, 1, 1), "g": normal(4), "m": normal(4), "v": np.abs(normal(4)) + 0.1}
+    made, done = fuse(graph, {"x": normal(2, 3, 6, 6)}, weights)
+    assert ops(made) == ["Conv"] and done.fusions == {"Conv, BatchNormalization": 1}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (4, 4), (1, 4), (6, 1, 4), (1, 1, 6, 1, 1), (2, 1, 1, 1), (2, 6, 1, 1)])
+def test_a_sum_along_other_axes_than_the_channels_stays(shape: tuple[int, ...]) -> None:
+    made = ",".join("ijklm"[: max(4, len(shape))])
+    graph = f"(float[b,3,6,6] x) => (float[{made}] y) {{ c = Conv(x, w)\n y = Add(c, e) }}"
+    model, done = fuse(graph, {"x": normal(2, 3, 6, 6)}, {"w": normal(6, 3, 3, 3), "e": normal(*shape)})
+    assert ops(model) == ["Conv", "Add"] and not done.fusions and not done.refused
+
+
+@pytest.mark.parametrize(
+    "graph,reason",
+    [
+        ("(float[b,3,6,6] x) => (float[b,6,4,4] y, float[b,6,4,4] z) { c = Conv(x, w)\n y = Add(c, e)\n z = Relu(c) }",
+         "'c' is read by others, too"),
+        ("(float[b,3,6,6] x) => (float[b,6,4,4] y, float[b,6,4,4] c) { c = Conv(x, w)\n y = Add(c, e) }",
+         "'c' is read by others, too"),
+        ("(float[b,3,6,6] x, float[6] r) => (float[b,6,4,4] y) { d = Relu(r)\n c = Conv(x, w, d)\n y = Add(c, e) }",
+         "the convolution's bias is computed"),
+    ],
+    ids=["read twice", "a result", "computed"],
+)  # fmt: skip
+def test_a_bias_that_cannot_be_folded_says_why(graph: str, reason: str) -> None:
+    feeds = {"x": normal(2, 3, 6, 6)} | ({"r": normal(6)} if "r)" in graph.split("=>")[0] else {})
+    made, done = fuse(graph, feeds, {"w": normal(6, 3, 3, 3), "e": normal(6, 1, 1)})
+    assert "Add" in ops(made) and reasons(done) == {("Conv, Add", reason)}
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_layer_scale_is_folded(bias: bool) -> None:
     rest = "c = Add(a, d)\n y = Mul(g, c)" if bias else "y = Mul(g, a)"

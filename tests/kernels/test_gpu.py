@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from halfconv.runtime.kernels import library
+from tests.kernels.hard_rows import hard_rows
 
 pytestmark = pytest.mark.gpu
 
@@ -33,6 +34,10 @@ CASES = [
     ("DepthwiseConv", [[65537, 1, 2, 8], [3, 3, 1, 8], [8]], {"pads": [1] * 4, "group": 8}),  # more images than one grid has
     *[("DepthwiseConvNorm", [[2, 10, 15, c], [7, 7, 1, c], [c], [c], [c]], {"pads": [3] * 4, "group": c, "epsilon": 1e-6})
       for c in (8, 96, 768, 1024)],
+    *[("LayerNorm", [[*rows, c], [c], [c]], {"epsilon": 1e-6})
+      for rows, c in (((1,), 8), ((3, 67), 96), ((2, 5, 7), 96), ((37,), 104), ((5, 9), 192), ((2, 3, 11), 384), ((33,), 768),
+                      ((7, 1), 1000), ((2, 13), 1024), ((), 1024), ((3,), 1032), ((5,), 1280), ((3, 3), 1536), ((2,), 2048),
+                      ((7,), 4096))],
     ("PackedAttention", [[3, 50, 3 * 64]], {"num_heads": 2, "scale": 0.2}),
     ("PackedAttention", [[3, 50, 3 * 64]], {"num_heads": 2, "scale": 0.05}),
     ("PackedAttention", [[1, 197, 3 * 128]], {"num_heads": 1, "scale": 0.1}),
@@ -97,6 +102,13 @@ def test_kernels_compute_what_the_functions_say() -> None:
     assert [row[0] for row in found] == [case[0] for case in CASES]
     # One or two roundings of the result, 2.1e-4 each for normal numbers; attention also rounds what it multiplies.
     assert {name: max(*drifts, *graphed) for name, drifts, graphed in found if not max(*drifts, *graphed) < 5e-4} == {}
+
+
+def test_a_norm_holds_on_hard_rows() -> None:
+    made = library()
+    if made is None:
+        pytest.skip("no library of kernels; halfconv kernels build makes it")
+    hard_rows("CUDAExecutionProvider", made)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed; this needs no GPU, but minutes")

@@ -72,6 +72,8 @@ CASES = [
     *(depthwise("DepthwiseConv", (2, *size, 24), side) for size in ((1, 1), (5, 30), (14, 14)) for side in (3, 5, 7)),
     depthwise("DepthwiseConv", (1, 9, 8, 16), 3, 2, 0, 0, 2),
     *(depthwise("DepthwiseConvNorm", (2, 8, 15, channels), 7) for channels in (8, 96, 104, 768, 1024)),
+    *(Case("LayerNorm", ((*rows, width), (width,), (width,)), {"epsilon": 1e-6})
+      for rows, width in zip((*ROWS, (), (5,), (33,)), (96, 192, 384, 768, 24, 1024, 4096), strict=True)),
     attention(2, 197, 3, 64), attention(1, 1, 2, 8), attention(3, 17, 2, 128), attention(2, 40, 4, 32, 2, 1, 40, 40),
     attention(2, 33, 2, 64, 2, 2, 33, 33), attention(2, 24, 2, 16, 1, 1, 24, 24),
     Case("GlobalAveragePool", ((3, 7, 5, 40),)), Case("GlobalAveragePool", ((1, 28, 28, 8),)),

@@ -1,4 +1,4 @@
-// Depthwise convolutions channels last, and the LayerNormalization that follows them in ConvNeXt.
+// Depthwise convolutions channels last. The LayerNormalization that follows them in ConvNeXt works in place on what they made.
 //
 // A block copies a tile of pixels, with what the filter reaches around it, and the filter into shared memory, for up to 96
 // channels. A thread then computes a row of the tile for two neighbouring channels.
@@ -98,46 +98,6 @@ void launch(const void* x, const void* w, const void* b, void* y, int64_t images
   }
 }
 
-constexpr int kNormThreads = 128, kNormPairs = 16;  // pairs of channels of a lane: up to 1,024 channels
-
-__device__ inline float sum_of_warp(float value) {
-#pragma unroll
-  for (int step = kWarp / 2; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
-}
-
-// Normalises rows in place, a warp each.
-__global__ void layer_norm(__half2* y, const __half2* __restrict__ gamma, const __half2* __restrict__ beta, int64_t rows, int pairs,
-                           float epsilon) {
-  const int64_t row = (int64_t{blockIdx.x} * kNormThreads + threadIdx.x) / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  if (row >= rows) return;
-  float2 values[kNormPairs];
-  float sum = 0, squares = 0;
-#pragma unroll
-  for (int i = 0; i < kNormPairs; ++i) {
-    const int pair = i * kWarp + lane;
-    values[i] = pair < pairs ? __half22float2(y[row * pairs + pair]) : float2{0, 0};
-    sum += values[i].x + values[i].y;
-  }
-  const float mean = sum_of_warp(sum) / (2 * pairs);
-#pragma unroll
-  for (int i = 0; i < kNormPairs; ++i)
-    if (i * kWarp + lane < pairs) {
-      values[i].x -= mean, values[i].y -= mean;
-      squares += values[i].x * values[i].x + values[i].y * values[i].y;
-    }
-  const float factor = rsqrtf(sum_of_warp(squares) / (2 * pairs) + epsilon);
-#pragma unroll
-  for (int i = 0; i < kNormPairs; ++i) {
-    const int pair = i * kWarp + lane;
-    if (pair >= pairs) continue;
-    const float2 scale = __half22float2(gamma[pair]), shift = __half22float2(beta[pair]);
-    y[row * pairs + pair] =
-        __floats2half2_rn(fmaf(values[i].x * factor, scale.x, shift.x), fmaf(values[i].y * factor, scale.y, shift.y));
-  }
-}
-
 }  // namespace
 
 void DepthwiseConv::operator()(const ort::Run& run, Workspace&) const {
@@ -165,15 +125,7 @@ void DepthwiseConv::operator()(const ort::Run& run, Workspace&) const {
   static Cache<size_t> known;
   compute(*known.get({device(), images, sizes.height, sizes.width, sizes.channels, filter},
                      [&] { return std::make_shared<size_t>(fastest(stream, 2, compute)); }));
-  if (!norm_) return;
-  const auto gamma = run.input(3), beta = run.input(4);
-  const int pairs = sizes.channels / 2;
-  require(gamma.shape == b.shape && beta.shape == b.shape, "the sizes of gamma and beta differ from the channels");
-  require(pairs <= kNormPairs * kWarp, "at most 1024 channels can be normalised");
-  const auto blocks = (rows * kWarp + kNormThreads - 1) / kNormThreads;
-  layer_norm<<<blocks, kNormThreads, 0, stream>>>(static_cast<__half2*>(y.data), static_cast<const __half2*>(gamma.data),
-                                                  static_cast<const __half2*>(beta.data), rows, pairs, epsilon_);
-  check(cudaGetLastError(), "layer_norm");
+  if (norm_) normalise(y, run.input(3), run.input(4), y, epsilon_, stream);
 }
 
 }  // namespace halfconv

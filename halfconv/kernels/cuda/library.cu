@@ -57,7 +57,7 @@ ort::CustomOp described(const char* (*name)(const ort::CustomOp*), size_t (*inpu
   described<Kind>([](const ort::CustomOp*) { return name; }, [](const ort::CustomOp*) -> size_t { return count; },    \
                   [](const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info, void** made) -> ort::Status* { \
                     try {                                                                                             \
-                      *made = new Node<Kind>{api, Kind(ort::Attributes(api, info), __VA_ARGS__), {}};                 \
+                      *made = new Node<Kind>{api, Kind(ort::Attributes(api, info) __VA_OPT__(, ) __VA_ARGS__), {}};   \
                       return nullptr;                                                                                 \
                     } catch (const std::exception& error) {                                                           \
                       return ort::failed(api, error.what());                                                          \
@@ -76,6 +76,7 @@ const std::array kOperators{
     OPERATOR("ConvAddRelu", Conv, 4, Epilogue{Activation::kRelu, true}),
     OPERATOR("DepthwiseConv", DepthwiseConv, 3, false),
     OPERATOR("DepthwiseConvNorm", DepthwiseConv, 5, true),
+    OPERATOR("LayerNorm", LayerNorm, 3),
     OPERATOR("PackedAttention", PackedAttention, 1, false),
     OPERATOR("PackedAttentionBias", PackedAttention, 2, true),
 };

@@ -51,6 +51,20 @@ class DepthwiseConv {
   float epsilon_;
 };
 
+// Y = gamma (X - mean) / sqrt(variance + epsilon) + beta, with mean and variance of the last axis
+class LayerNorm {
+ public:
+  explicit LayerNorm(const ort::Attributes& attributes) : epsilon_(attributes.number("epsilon")) {}
+  void operator()(const ort::Run& run, Workspace& workspace) const;
+
+ private:
+  float epsilon_;
+};
+
+// The same, for other operators; x may be y.
+void normalise(const ort::Tensor& x, const ort::Tensor& gamma, const ort::Tensor& beta, const ort::Tensor& y, float epsilon,
+               cudaStream_t stream);
+
 // Y[b, s, h d] = softmax(scale Q K^T + bias) V, with Q, K, V side by side in X[b, s, 3 h d]
 class PackedAttention {
  public:
