@@ -20,6 +20,7 @@ from halfconv.graph.fuse import CancelRootPass, FusionPass, PoolMeanPass
 from halfconv.graph.gelus import bias_gelu, erf_gelu, quick_gelu, tanh_gelu
 from halfconv.graph.kernels import on_cuda, table_source
 from halfconv.graph.norms import FuseLayerNormPass, FuseRmsNormPass
+from halfconv.graph.patches import patches
 from halfconv.graph.projections import fold_scale
 from halfconv.graph.rotary import grouped_heads, rotary
 from halfconv.graph.rules import MS, Rule, RulePass
@@ -76,6 +77,7 @@ FUSIONS: tuple[Fusion, ...] = (
     Fusion("Conv, BatchNormalization", "weights are folded in FP32", _by(fold_batch_norm, "BatchNormalization"), GPU),
     Fusion("MatMul, Mul", "a factor for each channel is folded into the weight", _by(fold_scale, "Mul"), GPU),
     Fusion("Transpose, Transpose", "copies that cancel", _by(merge_transposes, "Transpose"), GPU),
+    Fusion("Conv, Transpose", "windows beside each other are one product, written as it is read", _by(patches, "Conv"), CUDA),
     Fusion("Gelu", "five passes over memory become one", _by(erf_gelu, "Erf"), CUDA, True),
     Fusion("FastGelu", "eight passes over memory become one", _by(tanh_gelu, "Tanh"), CUDA, True),
     Fusion("QuickGelu", "two passes over memory become one", _by(quick_gelu, "Sigmoid"), CUDA, True),

@@ -33,12 +33,12 @@ bert_swapped_ts       316  209  121  Attention 2, SkipLayerNormalization 4, Bias
 bert_swapped_dynamo   104  104   49  Attention 2, SkipLayerNormalization 4, BiasGelu 2
 torch_ts              331  216  190  no-op Cast 2, MultiHeadAttention 2, SkipLayerNormalization 4, BiasGelu 2
 torch_dynamo          111  111   85  MultiHeadAttention 2, SkipLayerNormalization 4, BiasGelu 2
-timm_vit_ts           129   89   21  Attention 2, SkipLayerNormalization 4, BiasGelu 2
-timm_vit_dynamo        88   88   18  Attention 2, SkipLayerNormalization 4, BiasGelu 2
-vit_ts                174  122   34  no-op Cast 4, Attention 2, SkipLayerNormalization 4, BiasGelu 2
-vit_dynamo            104  104   23  Attention 2, SkipLayerNormalization 4, BiasGelu 2
-convnext_ts            62   53   35  MatMul, Mul 3, BiasGelu 3
-convnext_dynamo        53   53   35  MatMul, Mul 3, BiasGelu 3
+timm_vit_ts           129   89   20  Conv, Transpose 1, Attention 2, SkipLayerNormalization 4, BiasGelu 2
+timm_vit_dynamo        88   88   20  Conv, Transpose 1, Attention 2, SkipLayerNormalization 4, BiasGelu 2
+vit_ts                174  122   33  no-op Cast 4, Conv, Transpose 1, Attention 2, SkipLayerNormalization 4, BiasGelu 2
+vit_dynamo            104  104   25  Conv, Transpose 1, Attention 2, SkipLayerNormalization 4, BiasGelu 2
+convnext_ts            62   53   38  MatMul, Mul 3, Conv, Transpose 1, BiasGelu 3
+convnext_dynamo        53   53   38  MatMul, Mul 3, Conv, Transpose 1, BiasGelu 3
 resnet_ts              26   26   26
 resnet_dynamo          26   26   26
 gpt2_ts               480  294  194  no-op Cast 3, FastGelu 2, Attention 2, SkipLayerNormalization 4
