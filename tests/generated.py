@@ -227,6 +227,12 @@ def make_cuda() -> str:
     return markdown(json.loads(file.read_text("utf-8")), file.relative_to(ROOT).as_posix())
 
 
+def make_cuda_zoo() -> str:
+    from bench.cuda_table import zoo_markdown
+
+    return zoo_markdown(json.loads(cuda_results()[-1].read_text("utf-8")))
+
+
 def make_cuda_profile() -> str:
     from bench.cuda_profile import markdown
 
@@ -382,6 +388,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "versions": make_versions,
     "api": make_api,
     "cuda": make_cuda,
+    "cuda_zoo": make_cuda_zoo,
     "cuda_profile": make_cuda_profile,
     "digits": make_digits,
     "training": make_training,

@@ -145,10 +145,22 @@ def test_the_readme_table_has_a_line_for_each_case() -> None:
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 11
     assert lines[2] == "| `bert_base`, 32 | 9 | 8 | 4 | 3 | **1** | 1.6 | 1.44 | 1.20e-03 | 1.10e-03 |"
     assert lines[3] == "| `resnet50`, 1 | 2 |  | 1 | 1 | **1** |  |  |  |  |"
-    assert lines[4].startswith("| `magika` | 2 |")
-    after = " ".join(lines[5:])
+    after = " ".join(lines[4:8])
     assert "No Card, onnxruntime-gpu 1.2.3, torch 4.5.6, 2001-02-03" in after and "bench/results/cuda_none.json" in after
     assert "2.00 as the best peer, 1.73 with the peer's best options, 1.60 as `torch.compile`" in after
+
+
+def test_the_table_of_trained_models_tells_whose_answers_are_wrong() -> None:
+    rows = [
+        row("zoo/a", None, "ort-float16+graph", 1.0, rel_l2=None), row("zoo/a", None, "modelopt", 3.0, rel_l2=2e-3),
+        row("zoo/a", None, "fp32", 5.0), row("zoo/a", None, "halfconv-default+graph", 2.0),
+        row("zoo/b", None, "ort-float16", 1.0, rel_l2=1.03), row("zoo/b", None, "halfconv-default", 0.5),
+    ]  # fmt: skip
+    head, _, magika, first, second, *_ = cuda_table.zoo_markdown(content([*made_up(), *rows])).splitlines()
+    assert head.startswith("| trained model |") and head.count("|") == first.count("|") == second.count("|")
+    assert magika.startswith("| `magika` | 2 |")
+    assert first.startswith("| `a` | 5 |  | 1 | NaN | 3 | **2** |")
+    assert second.startswith("| `b` |  |  | 1 | 1.03e+00 | none | **0.5** |")
 
 
 def test_the_table_shows_what_the_kernels_bring_where_that_was_measured() -> None:
