@@ -62,6 +62,7 @@ class TorchRoute:
         torch = sys.modules["torch"]
         self.bound, self._index = bound, index
         self._owner, self._stream = stream, torch.cuda.ExternalStream(stream.address, device=index)
+        self._begun, self._ended = torch.cuda.Event(), torch.cuda.Event()  # recorded anew by each run: to make one takes longer
         self._inputs = [(name, share(value, "torch")) for name, value in inputs.items()]
         self._outputs = []
         for name, value in outputs.items():
@@ -101,15 +102,16 @@ class TorchRoute:
         with torch.no_grad():
             with torch.cuda.stream(current):  # torch takes their memory again in this stream's order
                 found = {name: torch.empty_like(view, dtype=dtype) for name, view, dtype in self._outputs}
-            ours.wait_stream(current)
+            self._begun.record(current)
+            ours.wait_event(self._begun)
             try:
                 with torch.cuda.stream(ours):
                     for name, view in self._inputs:
                         view.copy_(feeds[name], non_blocking=True)
-                self.bound.launch()
-                with torch.cuda.stream(ours):
+                    self.bound.launch()
                     for name, view, _ in self._outputs:
                         found[name].copy_(view, non_blocking=True)
             finally:
-                current.wait_stream(ours)  # before anything takes the place of inputs and results
+                self._ended.record(ours)
+                current.wait_event(self._ended)  # before anything takes the place of inputs and results
         return found

@@ -25,8 +25,17 @@ class FakeStream:
     def __init__(self, name: str, log: list[str]):
         self.name, self.log = name, log
 
-    def wait_stream(self, other: FakeStream) -> None:
-        self.log.append(f"{self.name} waits for {other.name}")
+    def wait_event(self, event: FakeEvent) -> None:
+        self.log.append(f"{self.name} waits for {event.stream}")
+
+
+class FakeEvent:
+    """Knows the stream that it was recorded on last."""
+
+    stream = "nobody"
+
+    def record(self, stream: FakeStream) -> None:
+        self.stream = stream.name
 
 
 @pytest.fixture
@@ -39,6 +48,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         yield
 
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda address, device: FakeStream(f"graph's {address}", found))
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: FakeStream("torch's", found))
     monkeypatch.setattr(torch_route, "_is_on", lambda value, index: True)
@@ -83,9 +93,7 @@ def test_streams_follow_each_other(log: list[str], monkeypatch: pytest.MonkeyPat
     assert any(ask(engine, x)[0] for _ in range(5))
     log.clear()
     assert ask(engine, x)[0]
-    assert log == [
-        "on torch's", "graph's 7 waits for torch's", "on graph's 7", "on graph's 7", "torch's waits for graph's 7",
-    ]  # fmt: skip
+    assert log == ["on torch's", "graph's 7 waits for torch's", "on graph's 7", "torch's waits for graph's 7"]
     engine.close()
 
 
