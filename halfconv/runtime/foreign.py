@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -131,18 +132,21 @@ def _value(value: Any, name: str) -> Any:
 def share(value: Any, to: str) -> Any:
     """Return an OrtValue as another library's array of the same memory.
 
+    Torch's can be written at any time, whatever mode the thread is in now: who made it in inference mode could not outside.
+
     Raises:
         UsageError: This ONNX Runtime has no DLPack, and the memory is not a GPU's.
     """
     if to == "ort":
         return value
     module = sys.modules[to]
-    if hasattr(value, "__dlpack__"):
-        return module.from_dlpack(value)
-    if value.device_name() != "cuda":
-        raise UsageError(f"to={to!r} needs an ONNX Runtime with DLPack here", "to='numpy', or a newer ONNX Runtime")
-    array = module.as_tensor(_Interface(value), device="cuda") if to == "torch" else module.asarray(_Interface(value))
-    return array.view(module.bfloat16) if to == "torch" and "bfloat16" in value.data_type() else array
+    with module.inference_mode(False) if to == "torch" else contextlib.nullcontext():
+        if hasattr(value, "__dlpack__"):
+            return module.from_dlpack(value)
+        if value.device_name() != "cuda":
+            raise UsageError(f"to={to!r} needs an ONNX Runtime with DLPack here", "to='numpy', or a newer ONNX Runtime")
+        array = module.as_tensor(_Interface(value), device="cuda") if to == "torch" else module.asarray(_Interface(value))
+        return array.view(module.bfloat16) if to == "torch" and "bfloat16" in value.data_type() else array
 
 
 class _Interface:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfconv.runtime import binding, torch_route
+from halfconv.runtime import binding, foreign, torch_route
 from halfconv.runtime.engine import Engine
 from halfconv.runtime.held import Request
 from tests.runtime import models
@@ -136,6 +136,32 @@ def test_the_type_that_was_chosen_and_tensors_with_gradients(log: list[str], mon
         assert found["y"].dtype == torch.float32 and found["y"].tolist() == [[9.0] * 4] * 2 and not found["y"].requires_grad
     assert taken
     engine.close()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_inference_mode_may_begin_and_end_between_requests(first: bool, log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made in it may not be written outside, and a route is made once."""
+    engine = shared(monkeypatch, models.squares())
+    for inside in (first, not first, first):
+        for number in range(1, 5):
+            with torch.inference_mode(inside):
+                taken, found = ask(engine, torch.full((2, 4), float(number)))
+            assert found["y"].tolist() == [[number**2] * 4] * 2
+        assert taken
+    engine.close()
+
+
+def test_a_buffer_takes_tensors_of_any_mode() -> None:
+    """On the long way."""
+    import onnxruntime
+
+    buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((2, 4), np.float32))
+    views: dict[str, Any] = {}
+    for inside in (True, False, True):
+        with torch.inference_mode(inside):
+            for rows, number in ((2, 2.0), (1, 3.0)):
+                foreign.put(torch.full((rows, 4), number), buffer, "x", lambda *_: None, views)
+                assert buffer.numpy().tolist() == [[number] * 4] * 2
 
 
 def test_padded_batches_and_shapes_without_a_graph_take_the_long_way(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
