@@ -16,6 +16,8 @@ __all__ = ["CONTAINERS", "checked", "direct", "from_device", "from_host", "put",
 
 #: What outputs may be returned in.
 CONTAINERS = ("numpy", "torch", "cupy", "ort")
+#: Kernels read so many bytes at once, from the beginning of a tensor on; a part of an array may begin elsewhere.
+ALIGNED = 16
 
 
 def checked(to: str) -> str:
@@ -54,12 +56,12 @@ def direct(feed: Feed, shape: tuple[int, ...], index: int) -> int | None:
     """Return the address of an array that a model can read where it is; None if it must be copied or cast."""
     if feed.element != feed.spec.element or feed.shape != shape:
         return None
-    value, library = feed.given, _library(feed.given)
+    value, library, address = feed.given, _library(feed.given), None
     if library == "torch" and value.is_contiguous() and value.device.index == index:
-        return int(value.data_ptr())
+        address = int(value.data_ptr())
     if library == "cupy" and value.flags.c_contiguous and value.device.id == index:
-        return int(value.data.ptr)
-    return None
+        address = int(value.data.ptr)
+    return address if address is None or address % ALIGNED == 0 else None
 
 
 def wait(value: Any) -> None:

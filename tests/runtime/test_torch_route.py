@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from halfconv.runtime import binding, foreign, torch_route
+from halfconv.runtime.arrays import Feed
 from halfconv.runtime.engine import Engine
 from halfconv.runtime.held import Request
 from tests.runtime import models
@@ -205,3 +206,12 @@ def test_what_is_no_plain_tensor_has_no_signature(feeds: Any, log: list[str]) ->
     assert torch_route.signature(feeds, None, 0) is None
     assert torch_route.signature({"x": torch.ones(2, 4)}, [1], 0) is None  # type: ignore[list-item]
     assert torch_route.signature({"x": torch.ones(2, 4)}, ["y"], 0) is not None
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 4, 7, 8, 16])
+def test_a_part_that_kernels_could_not_read_at_once_is_copied(start: int) -> None:
+    """Its memory is contiguous, but does not begin where 16 bytes may be read together."""
+    part = torch.zeros(64, dtype=torch.float16)[start : start + 8].view(2, 4)
+    (spec,) = (s for s in models.on_host(models.squares()).inputs.values() if s.needed)
+    address = foreign.direct(Feed(spec, None, "float16", (2, 4), part), (2, 4), None)  # type: ignore[arg-type]
+    assert address == (part.data_ptr() if start % 8 == 0 else None)
