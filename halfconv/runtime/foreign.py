@@ -65,9 +65,9 @@ def direct(feed: Feed, shape: tuple[int, ...], index: int) -> int | None:
 
 
 def wait(value: Any) -> None:
-    """Wait until an array is written: for the stream on which its library works now."""
+    """Wait until an array is written: for the stream on which its library works now, in the calling thread."""
     library = _library(value)
-    if library == "torch" and value.is_cuda:
+    if library == "torch" and getattr(value, "is_cuda", False):
         sys.modules["torch"].cuda.current_stream(value.device).synchronize()
     elif library == "cupy":
         sys.modules["cupy"].cuda.get_current_stream().synchronize()

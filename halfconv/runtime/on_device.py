@@ -113,6 +113,9 @@ class OnDevice:
             Exception: ONNX Runtime's.
         """
         for name, feed in feeds.items():
+            if feed.array is None:  # it is made on this thread's stream, and another may run the model
+                with GATE.shared():
+                    foreign.wait(feed.given)
             if feed.array is None and feed.spec.on_host and self._held.provider != "cpu":
                 feeds[name] = look(foreign.to_host(feed.given, name), feed.spec)
         rows = None if fit.rows == fit.size else fit.rows

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from halfconv.errors import InputError
 from halfconv.runtime import binding, foreign, torch_route
+from halfconv.runtime import engine as engine_module
 from halfconv.runtime.arrays import Feed
 from halfconv.runtime.engine import Engine
 from halfconv.runtime.held import Request
+from halfconv.runtime.session import Session
 from tests.runtime import models
 
 torch = pytest.importorskip("torch")
@@ -206,6 +209,47 @@ def test_what_is_no_plain_tensor_has_no_signature(feeds: Any, log: list[str]) ->
     assert torch_route.signature(feeds, None, 0) is None
     assert torch_route.signature({"x": torch.ones(2, 4)}, [1], 0) is None  # type: ignore[list-item]
     assert torch_route.signature({"x": torch.ones(2, 4)}, ["y"], 0) is not None
+
+
+@pytest.fixture
+def waits(log: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Take tensors for such on a GPU; returns the threads whose streams were waited for."""
+    found: list[int] = []
+    monkeypatch.setattr(foreign, "wait", lambda value: found.append(threading.get_ident()))
+    monkeypatch.setattr(engine_module, "look", lambda value, spec: Feed(spec, None, "float16", tuple(value.shape), value))
+    monkeypatch.setattr(torch_route, "signature", lambda *_: None)
+    return found
+
+
+def test_inputs_are_there_before_another_thread_reads_them(waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream is a thread's own: that of the thread which runs graphs knows nothing of what the caller's has still to write."""
+    engine = shared(monkeypatch, models.squares())
+    assert engine._device is not None and engine._device._lane is not None
+    engine._device._lane.threaded = True
+    read: list[int] = []
+    fill = binding.Bound.fill
+
+    def filled(self: binding.Bound, feeds: Any) -> Any:
+        read.append(len(waits))
+        assert threading.get_ident() != threading.main_thread().ident
+        return fill(self, feeds)
+
+    monkeypatch.setattr(binding.Bound, "fill", filled)
+    _, found = ask(engine, torch.full((2, 4), 3.0, dtype=torch.float16))
+    assert found["y"].tolist() == [[9.0] * 4] * 2
+    assert read and threading.main_thread().ident in waits[: read[0]]
+    engine.close()
+
+
+def test_inputs_are_there_before_a_thread_of_the_sessions_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, Any]] = []
+    monkeypatch.setattr(foreign, "wait", lambda value: seen.append((threading.get_ident(), value)))
+    x = torch.ones(2, 4)
+    with Session(models.squares(), provider="cpu") as session:
+        assert session.run_async({"x": x}).result()["y"].tolist() == [[1.0] * 4] * 2
+        assert seen[0][0] == threading.get_ident() and seen[0][1] is x
+        with pytest.raises(InputError):
+            session.run_async([("x", x)]).result()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 4, 7, 8, 16])
