@@ -100,9 +100,13 @@ class LossScaler:
         return {"scaler": self._scaler.state_dict(), "history": self.history, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back."""
+        """Take a state back, but for what this one was made with: a fixed scale, and when it doubles."""
         if state["scaler"]:
-            self._scaler.load_state_dict(state["scaler"])
-            self._now, self._calm = self._scaler.get_scale(), int(state["scaler"]["_growth_tracker"])
+            calm = int(state["scaler"]["_growth_tracker"])
+            self._calm = calm if calm < self._interval else 0
+            fixed = {} if self._fixed is None else {"scale": self._fixed}
+            own = {"growth_interval": self._interval, "_growth_tracker": self._calm}
+            self._scaler.load_state_dict({**state["scaler"], **own, **fixed})
+            self._now = self._scaler.get_scale()
         self.history = [(int(step), float(scale)) for step, scale in state["history"]]
         self.skipped = int(state["skipped"])
