@@ -211,6 +211,18 @@ def test_what_is_no_plain_tensor_has_no_signature(feeds: Any, log: list[str]) ->
     assert torch_route.signature({"x": torch.ones(2, 4)}, ["y"], 0) is not None
 
 
+def test_a_route_is_made_once_also_for_requests_that_do_not_take_it(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session with hooks sends each request the long way."""
+    engine = shared(monkeypatch, models.squares())
+    made: list[Any] = []
+    make = binding.Bound.torch_route
+    monkeypatch.setattr(binding.Bound, "torch_route", lambda *given: made.append(make(*given)) or made[-1])
+    for _ in range(8):
+        engine.run(Request({"x": torch.ones(2, 4)}, None, "torch"))
+    assert len(made) == 1 and list(engine._torch_ways.values()) == made
+    engine.close()
+
+
 @pytest.fixture
 def waits(log: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Take tensors for such on a GPU; returns the threads whose streams were waited for."""
