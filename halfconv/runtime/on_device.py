@@ -379,6 +379,9 @@ class OnDevice:
             EnvironmentProblem: ONNX Runtime failed.
         """
         try:
+            if self._held.provider != "cpu":  # what the caller has written, on this thread's stream: another may run the model
+                with GATE.shared():
+                    foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._held.settings.wishes.device)
             self._in_turn(bound, lambda: self._replay(bound, ticket), ticket)
         except HalfconvError:
             raise
@@ -388,8 +391,6 @@ class OnDevice:
             ticket.check()
 
     def _replay(self, bound: Bound, ticket: Ticket | None) -> None:
-        if self._held.provider != "cpu":
-            foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._held.settings.wishes.device)
         if bound.closed:
             raise UsageError(f"these buffers ended with the CUDA graphs: {self._held.no_graph}", "bind() anew")
         with GATE.shared() if bound.ready else GATE.exclusive():

@@ -16,7 +16,7 @@ from halfconv.runtime import binding, foreign, torch_route
 from halfconv.runtime import engine as engine_module
 from halfconv.runtime.arrays import Feed
 from halfconv.runtime.engine import Engine
-from halfconv.runtime.held import Request
+from halfconv.runtime.held import Held, Request
 from halfconv.runtime.session import Session
 from tests.runtime import models
 
@@ -262,6 +262,26 @@ def test_inputs_are_there_before_a_thread_of_the_sessions_reads_them(monkeypatch
         assert seen[0][0] == threading.get_ident() and seen[0][1] is x
         with pytest.raises(InputError):
             session.run_async([("x", x)]).result()  # type: ignore[arg-type]
+
+
+def test_buffers_are_filled_before_another_thread_runs_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), graph=True)
+    assert engine._device is not None and engine._device._lane is not None
+    bound = engine.bind({"x": np.ones((2, 4), np.float32)})
+    engine._device._lane.threaded = True
+    seen: list[tuple[str, int]] = []
+    launch = binding.Bound.launch
+    monkeypatch.setattr(foreign, "drain", lambda libraries, index: seen.append(("drain", threading.get_ident())))
+    monkeypatch.setattr(
+        binding.Bound, "launch", lambda self, *more: seen.append(("launch", threading.get_ident())) or launch(self, *more)
+    )
+    monkeypatch.setattr(Held, "provider", "cuda")
+    engine.run_bound(bound, None)
+    monkeypatch.undo()
+    assert seen[0] == ("drain", threading.get_ident())
+    assert seen[1][0] == "launch" and seen[1][1] != threading.get_ident()
+    engine.unbind(bound)
+    engine.close()
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 4, 7, 8, 16])
