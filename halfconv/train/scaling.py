@@ -7,6 +7,7 @@ skip the step and halve the factor; if none was for a while, double it. ``torch.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -76,11 +77,10 @@ class LossScaler:
             optimizer.step()
             return True
         before, called = self._now, [False]
-        hook = optimizer.register_step_post_hook(lambda *_: called.__setitem__(0, True))
-        try:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(AttributeError):  # one around another may not be made as torch's are: the scale tells
+                stack.callback(optimizer.register_step_post_hook(lambda *_: called.__setitem__(0, True)).remove)
             self._scaler.step(optimizer)
-        finally:
-            hook.remove()
         self._scaler.update()
         fused, due = getattr(optimizer, "_step_supports_amp_scaling", False), self._calm + 1 == self._interval
         after = self._scaler.get_scale() if fused or due or not called[0] else before

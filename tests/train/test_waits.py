@@ -70,7 +70,18 @@ def scales(optimizer: torch.optim.Optimizer, weight: nn.Parameter, scaler: LossS
     return found
 
 
-@pytest.mark.parametrize("optimizer", [sgd, fused])
+class Around(torch.optim.Optimizer):
+    """An optimizer around another that is not made as torch's are, as of many libraries."""
+
+    def __init__(self, weights: Any):
+        self.inner = torch.optim.SGD(weights, 0.01)
+        self.param_groups, self.defaults, self.state = self.inner.param_groups, self.inner.defaults, self.inner.state
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, fused, Around])
 def test_what_is_known_of_the_scale_is_what_it_is(optimizer: Optimize) -> None:
     weight = nn.Parameter(torch.zeros(3))
     chosen, scaler = optimizer([weight]), LossScaler(torch.device("cpu"), enabled=True, growth_interval=3)
