@@ -72,7 +72,7 @@ def fold_bias(add: ir.Node, rewriter: Rewriter) -> Outcome:
     channels, rank = _channels(conv)
     given = added.const_value.shape.numpy()
     shape = [*(1,) * (rank - len(given)), *given]
-    if len(shape) != rank or shape[1] not in (1, channels) or any(size != 1 for size in (shape[0], *shape[2:])):
+    if not rank or len(shape) != rank or shape[1] not in (1, channels) or any(size != 1 for size in (shape[0], *shape[2:])):
         return None
     if only_reader(x) is not add or conv.graph is not add.graph:
         return f"'{x.name}' is read by others, too"

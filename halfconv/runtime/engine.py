@@ -267,7 +267,8 @@ class Engine:
     def _look_for_torch_route(self, device: OnDevice, request: Request, way: _Way) -> None:
         """Find a route for the next requests of tensors like those that just ran."""
         key = torch_route.signature(request.feeds, request.outputs, device.index)
-        if key is None:
+        known = self._torch_ways.get(key)
+        if key is None or (known is not None and not known.bound.closed):  # as where hooks send each request the long way
             return
         with contextlib.suppress(Exception):  # this request has its answer
             route = device.torch_route(way.fit or way.exact, way.names)

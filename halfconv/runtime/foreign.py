@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,8 @@ __all__ = ["CONTAINERS", "checked", "direct", "from_device", "from_host", "put",
 
 #: What outputs may be returned in.
 CONTAINERS = ("numpy", "torch", "cupy", "ort")
+#: Kernels read so many bytes at once, from the beginning of a tensor on; a part of an array may begin elsewhere.
+ALIGNED = 16
 
 
 def checked(to: str) -> str:
@@ -53,18 +56,18 @@ def direct(feed: Feed, shape: tuple[int, ...], index: int) -> int | None:
     """Return the address of an array that a model can read where it is; None if it must be copied or cast."""
     if feed.element != feed.spec.element or feed.shape != shape:
         return None
-    value, library = feed.given, _library(feed.given)
+    value, library, address = feed.given, _library(feed.given), None
     if library == "torch" and value.is_contiguous() and value.device.index == index:
-        return int(value.data_ptr())
+        address = int(value.data_ptr())
     if library == "cupy" and value.flags.c_contiguous and value.device.id == index:
-        return int(value.data.ptr)
-    return None
+        address = int(value.data.ptr)
+    return address if address is None or address % ALIGNED == 0 else None
 
 
 def wait(value: Any) -> None:
-    """Wait until an array is written: for the stream on which its library works now."""
+    """Wait until an array is written: for the stream on which its library works now, in the calling thread."""
     library = _library(value)
-    if library == "torch" and value.is_cuda:
+    if library == "torch" and getattr(value, "is_cuda", False):
         sys.modules["torch"].cuda.current_stream(value.device).synchronize()
     elif library == "cupy":
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
@@ -131,18 +134,21 @@ def _value(value: Any, name: str) -> Any:
 def share(value: Any, to: str) -> Any:
     """Return an OrtValue as another library's array of the same memory.
 
+    Torch's can be written at any time, whatever mode the thread is in now: who made it in inference mode could not outside.
+
     Raises:
         UsageError: This ONNX Runtime has no DLPack, and the memory is not a GPU's.
     """
     if to == "ort":
         return value
     module = sys.modules[to]
-    if hasattr(value, "__dlpack__"):
-        return module.from_dlpack(value)
-    if value.device_name() != "cuda":
-        raise UsageError(f"to={to!r} needs an ONNX Runtime with DLPack here", "to='numpy', or a newer ONNX Runtime")
-    array = module.as_tensor(_Interface(value), device="cuda") if to == "torch" else module.asarray(_Interface(value))
-    return array.view(module.bfloat16) if to == "torch" and "bfloat16" in value.data_type() else array
+    with module.inference_mode(False) if to == "torch" else contextlib.nullcontext():
+        if hasattr(value, "__dlpack__"):
+            return module.from_dlpack(value)
+        if value.device_name() != "cuda":
+            raise UsageError(f"to={to!r} needs an ONNX Runtime with DLPack here", "to='numpy', or a newer ONNX Runtime")
+        array = module.as_tensor(_Interface(value), device="cuda") if to == "torch" else module.asarray(_Interface(value))
+        return array.view(module.bfloat16) if to == "torch" and "bfloat16" in value.data_type() else array
 
 
 class _Interface:

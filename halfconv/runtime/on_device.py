@@ -113,6 +113,9 @@ class OnDevice:
             Exception: ONNX Runtime's.
         """
         for name, feed in feeds.items():
+            if feed.array is None:  # it is made on this thread's stream, and another may run the model
+                with GATE.shared():
+                    foreign.wait(feed.given)
             if feed.array is None and feed.spec.on_host and self._held.provider != "cpu":
                 feeds[name] = look(foreign.to_host(feed.given, name), feed.spec)
         rows = None if fit.rows == fit.size else fit.rows
@@ -376,6 +379,9 @@ class OnDevice:
             EnvironmentProblem: ONNX Runtime failed.
         """
         try:
+            if self._held.provider != "cpu":  # what the caller has written, on this thread's stream: another may run the model
+                with GATE.shared():
+                    foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._held.settings.wishes.device)
             self._in_turn(bound, lambda: self._replay(bound, ticket), ticket)
         except HalfconvError:
             raise
@@ -385,8 +391,6 @@ class OnDevice:
             ticket.check()
 
     def _replay(self, bound: Bound, ticket: Ticket | None) -> None:
-        if self._held.provider != "cpu":
-            foreign.drain([name for name in ("torch", "cupy") if name in sys.modules], self._held.settings.wishes.device)
         if bound.closed:
             raise UsageError(f"these buffers ended with the CUDA graphs: {self._held.no_graph}", "bind() anew")
         with GATE.shared() if bound.ready else GATE.exclusive():

@@ -26,6 +26,7 @@ from .arrays import Spec, float_type
 from .binding import Bound
 from .buffers import Buffers
 from .deadline import Ticket, Watchdog
+from .device import GATE
 from .engine import Engine
 from .held import Request, Settings
 from .hooks import Hook, RunRecord, hooks_of, tell
@@ -272,6 +273,9 @@ class Session:
         """
         request = Request(feeds, outputs, foreign.checked(to), Ticket(timeout))
         assert request.ticket is not None
+        with GATE.shared():  # what is made on this thread's stream: the other knows only its own
+            for value in feeds.values() if isinstance(feeds, Mapping) else ():
+                foreign.wait(value)
         future = RunFuture(request.ticket)
         engine = self._take()
 

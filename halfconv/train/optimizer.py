@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["adamw"]
+__all__ = ["adamw", "computed_as"]
+
+#: Options of torch's optimizers that say by which kernels they compute: they follow from the device, which may be another later.
+KERNELS = ("capturable", "foreach", "fused")
 
 
 def adamw(weights: Iterable[torch.nn.Parameter], **options: Any) -> torch.optim.AdamW:
@@ -24,3 +27,20 @@ def adamw(weights: Iterable[torch.nn.Parameter], **options: Any) -> torch.optim.
     held = list(weights)
     fused = all(weight.is_cuda and weight.dtype == torch.float32 for weight in held)
     return torch.optim.AdamW(held, fused=fused or None, **options)
+
+
+def computed_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's saved state with the kernels of one that takes it up.
+
+    torch's optimizers take the saved ones. But one that was made with the fused kernels is told on the GPU whether gradients
+    overflowed, which the others do not take: it has to go on with its own.
+
+    Args:
+        optimizer: The one that takes it up.
+        state: What ``state_dict()`` of another gave.
+    """
+    groups = [
+        saved | {name: own[name] for name in KERNELS if name in own and name in saved}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    return state | {"param_groups": groups + state["param_groups"][len(groups) :]}

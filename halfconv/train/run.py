@@ -17,6 +17,7 @@ from halfconv.train.batches import Batch, Data, steps_of
 from halfconv.train.checkpoint import save_checkpoint
 from halfconv.train.distributed import Processes
 from halfconv.train.log import EventLog, Listener
+from halfconv.train.optimizer import computed_as
 from halfconv.train.randomness import capture_rng, restore_rng
 from halfconv.train.result import Result
 from halfconv.train.step import Stepper
@@ -192,7 +193,7 @@ class Run:
                 words = f"the checkpoint has no state of a {name}, which this run has"
                 raise UsageError(words, "the same arguments, or resume=False")
             try:
-                part.load_state_dict(state[name])
+                part.load_state_dict(computed_as(part, state[name]) if isinstance(part, torch.optim.Optimizer) else state[name])
             except (RuntimeError, ValueError, KeyError) as error:
                 words = f"the checkpoint's {name} does not fit this run's: {error}"
                 raise UsageError(words, "the same arguments, or resume=False") from error

@@ -7,6 +7,7 @@ skip the step and halve the factor; if none was for a while, double it. ``torch.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -76,11 +77,10 @@ class LossScaler:
             optimizer.step()
             return True
         before, called = self._now, [False]
-        hook = optimizer.register_step_post_hook(lambda *_: called.__setitem__(0, True))
-        try:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(AttributeError):  # one around another may not be made as torch's are: the scale tells
+                stack.callback(optimizer.register_step_post_hook(lambda *_: called.__setitem__(0, True)).remove)
             self._scaler.step(optimizer)
-        finally:
-            hook.remove()
         self._scaler.update()
         fused, due = getattr(optimizer, "_step_supports_amp_scaling", False), self._calm + 1 == self._interval
         after = self._scaler.get_scale() if fused or due or not called[0] else before
@@ -100,9 +100,13 @@ class LossScaler:
         return {"scaler": self._scaler.state_dict(), "history": self.history, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back."""
+        """Take a state back, but for what this one was made with: a fixed scale, and when it doubles."""
         if state["scaler"]:
-            self._scaler.load_state_dict(state["scaler"])
-            self._now, self._calm = self._scaler.get_scale(), int(state["scaler"]["_growth_tracker"])
+            calm = int(state["scaler"]["_growth_tracker"])
+            self._calm = calm if calm < self._interval else 0
+            fixed = {} if self._fixed is None else {"scale": self._fixed}
+            own = {"growth_interval": self._interval, "_growth_tracker": self._calm}
+            self._scaler.load_state_dict({**state["scaler"], **own, **fixed})
+            self._now = self._scaler.get_scale()
         self.history = [(int(step), float(scale)) for step, scale in state["history"]]
         self.skipped = int(state["skipped"])

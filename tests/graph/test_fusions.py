@@ -578,6 +578,13 @@ def test_a_sum_along_other_axes_than_the_channels_stays(shape: tuple[int, ...]) 
     assert ops(model) == ["Conv", "Add"] and not done.fusions and not done.refused
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (6, 1, 1)])
+def test_a_sum_behind_a_weight_of_unknown_sizes_stays(shape: tuple[int, ...]) -> None:
+    graph = "(float[b,3,6,6] x, float[o,i,k,l] w) => (float[b,o,n,m] y) { c = Conv(x, w)\n y = Add(c, e) }"
+    model, done = fuse(graph, {"x": normal(2, 3, 6, 6), "w": normal(6, 3, 3, 3)}, {"e": normal(*shape)})
+    assert ops(model) == ["Conv", "Add"] and not done.fusions
+
+
 @pytest.mark.parametrize(
     "graph,reason",
     [

@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfconv.runtime import binding, torch_route
+from halfconv.errors import InputError
+from halfconv.runtime import binding, foreign, torch_route
+from halfconv.runtime import engine as engine_module
+from halfconv.runtime.arrays import Feed
 from halfconv.runtime.engine import Engine
-from halfconv.runtime.held import Request
+from halfconv.runtime.held import Held, Request
+from halfconv.runtime.session import Session
 from tests.runtime import models
 
 torch = pytest.importorskip("torch")
@@ -138,6 +142,32 @@ def test_the_type_that_was_chosen_and_tensors_with_gradients(log: list[str], mon
     engine.close()
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_inference_mode_may_begin_and_end_between_requests(first: bool, log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made in it may not be written outside, and a route is made once."""
+    engine = shared(monkeypatch, models.squares())
+    for inside in (first, not first, first):
+        for number in range(1, 5):
+            with torch.inference_mode(inside):
+                taken, found = ask(engine, torch.full((2, 4), float(number)))
+            assert found["y"].tolist() == [[number**2] * 4] * 2
+        assert taken
+    engine.close()
+
+
+def test_a_buffer_takes_tensors_of_any_mode() -> None:
+    """On the long way."""
+    import onnxruntime
+
+    buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((2, 4), np.float32))
+    views: dict[str, Any] = {}
+    for inside in (True, False, True):
+        with torch.inference_mode(inside):
+            for rows, number in ((2, 2.0), (1, 3.0)):
+                foreign.put(torch.full((rows, 4), number), buffer, "x", lambda *_: None, views)
+                assert buffer.numpy().tolist() == [[number] * 4] * 2
+
+
 def test_padded_batches_and_shapes_without_a_graph_take_the_long_way(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = shared(monkeypatch, models.squares(), buckets=[4], cache=2)
     for _ in range(4):
@@ -179,3 +209,85 @@ def test_what_is_no_plain_tensor_has_no_signature(feeds: Any, log: list[str]) ->
     assert torch_route.signature(feeds, None, 0) is None
     assert torch_route.signature({"x": torch.ones(2, 4)}, [1], 0) is None  # type: ignore[list-item]
     assert torch_route.signature({"x": torch.ones(2, 4)}, ["y"], 0) is not None
+
+
+def test_a_route_is_made_once_also_for_requests_that_do_not_take_it(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session with hooks sends each request the long way."""
+    engine = shared(monkeypatch, models.squares())
+    made: list[Any] = []
+    make = binding.Bound.torch_route
+    monkeypatch.setattr(binding.Bound, "torch_route", lambda *given: made.append(make(*given)) or made[-1])
+    for _ in range(8):
+        engine.run(Request({"x": torch.ones(2, 4)}, None, "torch"))
+    assert len(made) == 1 and list(engine._torch_ways.values()) == made
+    engine.close()
+
+
+@pytest.fixture
+def waits(log: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Take tensors for such on a GPU; returns the threads whose streams were waited for."""
+    found: list[int] = []
+    monkeypatch.setattr(foreign, "wait", lambda value: found.append(threading.get_ident()))
+    monkeypatch.setattr(engine_module, "look", lambda value, spec: Feed(spec, None, "float16", tuple(value.shape), value))
+    monkeypatch.setattr(torch_route, "signature", lambda *_: None)
+    return found
+
+
+def test_inputs_are_there_before_another_thread_reads_them(waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream is a thread's own: that of the thread which runs graphs knows nothing of what the caller's has still to write."""
+    engine = shared(monkeypatch, models.squares())
+    assert engine._device is not None and engine._device._lane is not None
+    engine._device._lane.threaded = True
+    read: list[int] = []
+    fill = binding.Bound.fill
+
+    def filled(self: binding.Bound, feeds: Any) -> Any:
+        read.append(len(waits))
+        assert threading.get_ident() != threading.main_thread().ident
+        return fill(self, feeds)
+
+    monkeypatch.setattr(binding.Bound, "fill", filled)
+    _, found = ask(engine, torch.full((2, 4), 3.0, dtype=torch.float16))
+    assert found["y"].tolist() == [[9.0] * 4] * 2
+    assert read and threading.main_thread().ident in waits[: read[0]]
+    engine.close()
+
+
+def test_inputs_are_there_before_a_thread_of_the_sessions_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, Any]] = []
+    monkeypatch.setattr(foreign, "wait", lambda value: seen.append((threading.get_ident(), value)))
+    x = torch.ones(2, 4)
+    with Session(models.squares(), provider="cpu") as session:
+        assert session.run_async({"x": x}).result()["y"].tolist() == [[1.0] * 4] * 2
+        assert seen[0][0] == threading.get_ident() and seen[0][1] is x
+        with pytest.raises(InputError):
+            session.run_async([("x", x)]).result()  # type: ignore[arg-type]
+
+
+def test_buffers_are_filled_before_another_thread_runs_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = models.with_graphs(monkeypatch, models.squares(), graph=True)
+    assert engine._device is not None and engine._device._lane is not None
+    bound = engine.bind({"x": np.ones((2, 4), np.float32)})
+    engine._device._lane.threaded = True
+    seen: list[tuple[str, int]] = []
+    launch = binding.Bound.launch
+    monkeypatch.setattr(foreign, "drain", lambda libraries, index: seen.append(("drain", threading.get_ident())))
+    monkeypatch.setattr(
+        binding.Bound, "launch", lambda self, *more: seen.append(("launch", threading.get_ident())) or launch(self, *more)
+    )
+    monkeypatch.setattr(Held, "provider", "cuda")
+    engine.run_bound(bound, None)
+    monkeypatch.undo()
+    assert seen[0] == ("drain", threading.get_ident())
+    assert seen[1][0] == "launch" and seen[1][1] != threading.get_ident()
+    engine.unbind(bound)
+    engine.close()
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 4, 7, 8, 16])
+def test_a_part_that_kernels_could_not_read_at_once_is_copied(start: int) -> None:
+    """Its memory is contiguous, but does not begin where 16 bytes may be read together."""
+    part = torch.zeros(64, dtype=torch.float16)[start : start + 8].view(2, 4)
+    (spec,) = (s for s in models.on_host(models.squares()).inputs.values() if s.needed)
+    address = foreign.direct(Feed(spec, None, "float16", (2, 4), part), (2, 4), None)  # type: ignore[arg-type]
+    assert address == (part.data_ptr() if start % 8 == 0 else None)

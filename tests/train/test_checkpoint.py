@@ -79,6 +79,28 @@ def test_resumed_is_bit_equal(tmp_path: Path, data: Any, stop_at: int, every: in
         assert result.moves
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("before", "after"), [(None, True), (True, None), (False, True)])
+def test_an_optimizer_goes_on_with_its_own_kernels(tmp_path: Path, before: bool | None, after: bool | None, precision: str) -> None:
+    """As where a run goes on on a GPU that began on a CPU, or before the default there was the fused one."""
+    made: list[torch.optim.Optimizer] = []
+
+    def optimizer(weights: Any) -> torch.optim.Optimizer:
+        made.append(torch.optim.AdamW(weights, (0.01, 0.5)[len(made)], fused=(before, after)[len(made)]))
+        return made[-1]
+
+    def more(epochs: int) -> tuple[nn.Module, Result]:
+        return trained(
+            shuffled(), precision=precision, optimizer=optimizer, epochs=epochs, checkpoint=tmp_path / "run.pt", resume=True
+        )  # fmt: skip
+
+    more(2)
+    _, result = more(4)
+    assert [own.param_groups[0]["fused"] for own in made] == [before, after] and result.steps == 24
+    assert made[1].param_groups[0]["lr"] == 0.01  # the checkpoint's, as all that says what is computed
+    assert {float(state["step"]) for state in made[1].state.values()} == {24}
+
+
 def test_accumulated_steps_resume(tmp_path: Path) -> None:
     whole, _ = trained(shuffled(), accumulate=4)
     with pytest.raises(Stop):

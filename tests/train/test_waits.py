@@ -70,7 +70,18 @@ def scales(optimizer: torch.optim.Optimizer, weight: nn.Parameter, scaler: LossS
     return found
 
 
-@pytest.mark.parametrize("optimizer", [sgd, fused])
+class Around(torch.optim.Optimizer):
+    """An optimizer around another that is not made as torch's are, as of many libraries."""
+
+    def __init__(self, weights: Any):
+        self.inner = torch.optim.SGD(weights, 0.01)
+        self.param_groups, self.defaults, self.state = self.inner.param_groups, self.inner.defaults, self.inner.state
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, fused, Around])
 def test_what_is_known_of_the_scale_is_what_it_is(optimizer: Optimize) -> None:
     weight = nn.Parameter(torch.zeros(3))
     chosen, scaler = optimizer([weight]), LossScaler(torch.device("cpu"), enabled=True, growth_interval=3)
@@ -91,6 +102,22 @@ def test_a_scaler_that_goes_on_grows_when_one_that_was_not_stopped_does(optimize
     second.load_state_dict(first.state_dict())
     assert scales(optimizer([weight]), weight, second, 2) == [(True, 131072.0), (True, 131072.0)]
     assert second._scaler.get_scale() == second.scale
+
+
+@pytest.mark.parametrize("optimizer", [sgd, fused])
+def test_a_run_may_go_on_with_a_scale_that_is_fixed_or_adapts_although_it_began_otherwise(optimizer: Optimize) -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    adaptive, fixed, again = (
+        LossScaler(torch.device("cpu"), enabled=True, fixed=scale, growth_interval=3) for scale in (None, 1024.0, None)
+    )
+    scales(optimizer([weight]), weight, adaptive, 2)
+    fixed.load_state_dict(adaptive.state_dict())
+    told = scales(optimizer([weight]), weight, fixed, 8)
+    assert told == [(step not in (4, 5), 1024.0) for step in range(1, 9)] and fixed.skipped == 2
+    assert fixed._scaler.get_scale() == 1024
+    again.load_state_dict(fixed.state_dict())  # three steps without overflow have been done
+    assert scales(optimizer([weight]), weight, again, 3) == [(True, 1024.0), (True, 1024.0), (True, 2048.0)]
+    assert again._scaler.get_scale() == 2048
 
 
 def test_adamw_is_torchs_own_on_the_cpu() -> None:
