@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from halfconv.graph.fusions import fusions_for
+from halfconv.graph.infer import infer
 from halfconv.graph.names import Names
 from halfconv.graph.sweep import sweep
 
@@ -88,6 +89,8 @@ def fuse_for(
             rules = {named.pop(node) for node in gone}
             if fusion.targets is not None:
                 done.lost |= {(fusion.name, rule) for rule in rules}
+            if fusion.infers:
+                infer(model)
         if fuse.count:
             done.fusions[fusion.name] = done.fusions.get(fusion.name, 0) + fuse.count
         made.setdefault(fusion.name, []).extend(node for node in fuse.made if node.graph is not None)

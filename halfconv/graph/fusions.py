@@ -15,11 +15,13 @@ import onnx_ir as ir
 
 from halfconv.graph.attention import attention
 from halfconv.graph.attention_onnx import onnx_attention, packed_attention
+from halfconv.graph.constants import FoldConstantsPass
 from halfconv.graph.convolutions import fold_batch_norm, fold_bias, fused_conv, group_norm
 from halfconv.graph.fuse import CancelRootPass, FusionPass, PoolMeanPass
 from halfconv.graph.gelus import bias_gelu, erf_gelu, quick_gelu, tanh_gelu
 from halfconv.graph.kernels import on_cuda, table_source
 from halfconv.graph.norms import FuseLayerNormPass, FuseRmsNormPass
+from halfconv.graph.pads import fold_pad
 from halfconv.graph.patches import patches
 from halfconv.graph.projections import fold_scale
 from halfconv.graph.rotary import grouped_heads, rotary
@@ -45,6 +47,7 @@ class Fusion:
         make: Makes its pass, given why the target cannot run what it makes ("" if it can), and what is known of sizes.
         targets: The targets that get it; None means all.
         contrib: Whether it makes an operator of ONNX Runtime's own.
+        infers: Whether it makes shapes known, which are then inferred again.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Fusion:
     make: Callable[[str, Learned], FusionPass]
     targets: frozenset[str] | None = None
     contrib: bool = False
+    infers: bool = False
 
 
 def _by(rule: Rule, *anchors: str) -> Callable[[str, Learned], FusionPass]:
@@ -62,14 +66,17 @@ def _plain(make: Callable[[], FusionPass]) -> Callable[[str, Learned], FusionPas
     return lambda missing, learned: make()
 
 
-#: In this order: norms before the sums in front of them, GELU before its bias, attention before the norms that follow from it.
+#: In this order: integers before what asks for pads and shapes, norms before the sums in front of them, GELU before its bias,
+#: attention before the norms that follow from it.
 FUSIONS: tuple[Fusion, ...] = (
     Fusion("Sqrt, Pow", "a root that is squared again overflows for nothing", _plain(CancelRootPass)),
+    Fusion("Constant", "integers that no input decides are computed once", _plain(FoldConstantsPass), GPU, infers=True),
     Fusion("no-op Cast", "from FP32 to FP32, it hides what follows", _by(drop_cast, "Cast"), GPU),
     Fusion("no-op Identity", "it hides what follows", _by(drop_cast, "Identity"), GPU),
     Fusion("no-op Add", "of 0, it hides what follows", _by(drop_zero, "Add"), GPU),
     Fusion("no-op Reshape", "to the shape that there is, it hides what follows", _by(drop_reshape, "Reshape"), GPU),
     Fusion("no-op Gather", "of all elements in order, it computes with the batch size", _by(drop_gather, "Gather"), GPU),
+    Fusion("Pad, Conv", "the border of zeros costs no pass over memory", _by(fold_pad, "Conv"), GPU, infers=True),
     Fusion("LayerNormalization", "its statistics stay FP32 inside one kernel", _plain(FuseLayerNormPass)),
     Fusion("RMSNormalization", "its mean of squares stays FP32 inside one kernel", _plain(FuseRmsNormPass)),
     Fusion("GlobalAveragePool", "its sum stays FP32 inside one kernel", _plain(PoolMeanPass)),

@@ -1,18 +1,17 @@
 """Bring a loaded model into the form that planning expects: no functions, no Constants, sorted, typed.
 
-Each step is an `onnx_ir` pass. Shapes are inferred once; later stages write types from the plan and infer nothing again.
+Each step is an `onnx_ir` pass. Shapes are inferred once, and again where a fusion makes more of them known; later stages write
+types from the plan and infer nothing again.
 """
 
 from __future__ import annotations
-
-import contextlib
-import logging
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.errors import InputError, UnsupportedModel
 from halfconv.graph.fusing import Kept, Prepared, Refusal, fuse_for
+from halfconv.graph.infer import infer
 from halfconv.graph.lift import LiftClipPass
 from halfconv.graph.names import subgraphs, values_of
 from halfconv.graph.schema import signature
@@ -22,7 +21,6 @@ from halfconv.graph.validate import check_functions, check_nodes
 
 __all__ = [
     "DetachDeadGraphsPass",
-    "InferTypesPass",
     "InputConstantsPass",
     "Kept",
     "Prepared",
@@ -80,12 +78,7 @@ def prepare(
     except Exception:
         raise InputError(f"{label}: the graph has a cycle", "export it again") from None
     sweep(model)
-    # The pass reports a failure by a logged traceback; a model that it cannot infer is planned with the types it declares.
-    logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.CRITICAL)
-    # onnx-ir cannot hold maps, which inference finds behind ZipMap: such a model keeps the shapes it declares.
-    with contextlib.suppress(ir.serde.SerdeError):
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
-    InferTypesPass()(model)
+    infer(model)
     LiftClipPass()(model)
     if fuse:
         fuse_for(model, done, target, to, without, kept)
@@ -200,67 +193,3 @@ class InputConstantsPass(ir.passes.InPlacePass):
         graph.inputs[:] = kept
         model.ir_version = max(model.ir_version, 4)
         return ir.passes.PassResult(model, modified=True)
-
-
-class InferTypesPass(ir.passes.InPlacePass):
-    """Complete the types of values from the operators' schemas.
-
-    Shape inference leaves types open behind ONNX Runtime's own operators, and onnx-ir merges its result by element type, which
-    makes a tensor of every sequence and optional.
-    """
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Run the pass."""
-        changed = False
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            found = signature(node.domain, node.op_type, model.opset_imports.get(node.domain))
-            if found is None:
-                continue
-            bound = {
-                found.input_variable(i): value.type
-                for i, value in enumerate(node.inputs)
-                if value is not None and value.type is not None
-            }
-            for index, output in enumerate(node.outputs):
-                variable = found.output_variable(index)
-                inferred = self._type(
-                    node, index, output, bound.get(variable), found.allowed.get(variable.partition("@")[0], frozenset())
-                )
-                if inferred is not None and inferred != output.type:
-                    output.type = inferred
-                    changed = True
-        return ir.passes.PassResult(model, modified=changed)
-
-    @staticmethod
-    def _type(
-        node: ir.Node, index: int, output: ir.Value, bound: ir.TypeProtocol | None, allowed: frozenset[str]
-    ) -> ir.TypeProtocol | None:
-        known = output.type
-        if node.op_type == "Optional" and node.inputs and node.inputs[0] is not None and node.inputs[0].type is not None:
-            return ir.OptionalType(node.inputs[0].type)
-        if isinstance(known, ir.TensorType) and allowed and not any(kind.startswith("tensor(") for kind in allowed):
-            container = ir.SequenceType if all(kind.startswith("seq(") for kind in allowed) else ir.OptionalType
-            return bound if isinstance(bound, container) else container(known)
-        if node.op_type in ("Loop", "Scan", "If") and not node.domain:
-            return _from_body(node, index) or known
-        if node.op_type == "OptionalGetElement" and node.inputs[0] is not None:
-            held = node.inputs[0].type
-            return held.elem_type if isinstance(held, ir.OptionalType) else held
-        if known is not None:
-            return bound if isinstance(bound, (ir.SequenceType, ir.OptionalType)) else known
-        if bound is not None:
-            return bound
-        if len(allowed) == 1 and (only := next(iter(allowed))).startswith("tensor("):
-            return ir.TensorType(ir.DataType[only[7:-1].upper()])
-        return None
-
-
-def _from_body(node: ir.Node, index: int) -> ir.TypeProtocol | None:
-    """Return the type of a control-flow node's output if its body returns a sequence or optional there."""
-    shift = 1 if node.op_type == "Loop" else 0
-    for _, body in subgraphs(node):
-        if index + shift < len(body.outputs):
-            kind = body.outputs[index + shift].type
-            if isinstance(kind, (ir.SequenceType, ir.OptionalType)):
-                return kind
-    return None

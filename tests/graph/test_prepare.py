@@ -6,8 +6,9 @@ import onnx_ir as ir
 import pytest
 
 from halfconv.errors import InputError, UnsupportedModel
+from halfconv.graph.infer import InferTypesPass
 from halfconv.graph.names import Names
-from halfconv.graph.prepare import InferTypesPass, InputConstantsPass, UniqueNamesPass, prepare
+from halfconv.graph.prepare import InputConstantsPass, UniqueNamesPass, prepare
 from tests.graph import model, ops, prepared
 
 

@@ -179,7 +179,7 @@ REAL: dict[str, tuple[dict[str, int], int]] = {
     "rapidocr_cls": ({"LinearAdd": 5, "DepthwiseConv": 7}, 8),
     "minilm_dynamo": ({"Linear": 6, "LinearGelu": 6, "PackedAttentionBias": 6}, 0),
     "minilm_ts": ({"Linear": 6, "LinearGelu": 6, "PackedAttentionBias": 6}, 0),
-    "efficientnet_lite0": ({"Linear": 1}, 1),
+    "efficientnet_lite0": ({"Linear": 16, "LinearAdd": 9, "DepthwiseConv": 12}, 9),
     "dnsmos_p808": ({"LinearRelu": 2, "ConvRelu": 1}, 2),
 }
 
