@@ -47,6 +47,8 @@ Feeds = dict[str, Array]
 Call = Callable[[], dict[str, Any]]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 THREADS = 16
+#: Batch sizes of the session that they share.
+BUCKETS = (4, 16)
 #: Drift (rel_l2) between a request alone and in a batch.
 TOLERANCE = 1e-2
 
@@ -280,7 +282,7 @@ def stress(model: Path, provider: str, dims: Mapping[str, int], seconds: float, 
     """Share one session among threads, with results bit-equal to serial runs; then see whether memory grows over many runs."""
     from halfconv.runtime.session import Session
 
-    session = Session(model, provider=provider, buckets=[4, 16], cuda_graph=provider == "cuda")
+    session = Session(model, provider=provider, buckets=BUCKETS, cuda_graph=provider == "cuda")
     probe = plain_session(model, "cpu", False)
     inputs = [made_up(probe, batch, dims) for batch in (1, 2, 3, 4, 7, 16)]
     alone = [session.run(feeds) for feeds in inputs for _ in range(3)][2::3]
@@ -325,25 +327,32 @@ def stress(model: Path, provider: str, dims: Mapping[str, int], seconds: float, 
     return rows
 
 
+def everywhere(session: Any, feeds: Feeds, bucket: int) -> list[dict[str, Any]]:
+    """Return the results of a request at each place in a batch of a bucket's size."""
+    (count,) = {len(array) for array in feeds.values()}
+    found = []
+    for first in range(bucket - count + 1):
+        full = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in feeds.items()}
+        for name, array in feeds.items():
+            full[name][first : first + count] = array
+        found.append({name: value[first : first + count] for name, value in session.run(full).items()})
+    return found
+
+
 def pooled(session: Any, inputs: list[Feeds], alone: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """Share a pool among threads.
 
     A request may run in a larger batch than alone: its result is near that of a serial run, and equal to the bit to one in the same
-    bucket, for which the request is filled up to the bucket's size. ``different`` counts those equal to none.
+    bucket and place, as rounding may follow the place in memory. ``different`` counts those equal to none.
     """
     from halfconv.runtime.pool import Pool
 
-    largest = max(len(array) for array in inputs[-1].values())
-    full = [{name: np.resize(array, (largest, *array.shape[1:])) for name, array in feeds.items()} for feeds in inputs]
-    larger = [session.run(feeds) for feeds in full]
+    serial = [[result for bucket in BUCKETS for result in everywhere(session, feeds, bucket)] for feeds in inputs]
     ended, drifts, wrong = time.monotonic() + seconds, [0.0] * THREADS, [0] * THREADS
     errors, counts = [""] * THREADS, [0] * THREADS
 
     def same(found: Mapping[str, Array], index: int) -> bool:
-        return any(
-            all(np.array_equal(value, serial[name][: len(value)], equal_nan=True) for name, value in found.items())
-            for serial in (alone[index], larger[index])
-        )
+        return any(all(np.array_equal(value, one[name], equal_nan=True) for name, value in found.items()) for one in serial[index])
 
     def work(thread: int) -> None:
         try:

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -62,7 +62,8 @@ def background(place: Path, script: str, **more: str) -> Iterator[subprocess.Pop
         finally:
             below = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             for one in below:
-                one.terminate()
+                with suppress(psutil.NoSuchProcess):  # it may end with the one before it
+                    one.terminate()
             for one in psutil.wait_procs(below, 15)[1]:
                 one.kill()
 
