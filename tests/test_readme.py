@@ -192,6 +192,7 @@ def test_library_example_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.startswith("magika.half.onnx ")
+    assert re.search(r"\n(cpu|cuda) \d+\n$", done.stdout)
     assert done.stderr == ""
 
 
