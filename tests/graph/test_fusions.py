@@ -29,6 +29,11 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
+def positive(*shape: int) -> np.ndarray:
+    """Numbers that are the same whenever they are asked for, and whose sums do not cancel: relative errors stay what they are."""
+    return np.random.default_rng(shape).uniform(0.1, 2.0, shape).astype(np.float32)
+
+
 def build(graph: str, weights: Arrays | None = None, opset: int = 17) -> ir.Model:
     """A model from text, with weights beside it."""
     made = model(graph, opset=opset, imports=f', "{MS}" : 1')

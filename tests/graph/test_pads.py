@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import halfconv
 from halfconv.graph.prepare import prepare
 from tests.graph import ops
-from tests.graph.test_fusions import Arrays, build, fuse, normal, reasons
+from tests.graph.test_fusions import Arrays, build, fuse, normal, positive, reasons
 
 NAME = "Pad, Conv"
 FEEDS = {"x": normal(2, 3, 8, 9)}
@@ -56,7 +56,7 @@ def padded(draw: st.DrawFn) -> tuple[str, Arrays, Arrays, int, list[int]]:
 
     groups, channels, out = draw(st.sampled_from([(1, 3, 2), (2, 4, 6), (4, 4, 4)]))
     kernel, added, own = each(1, 3), each(0, 3, 2 * axes), each(0, 2, 2 * axes)
-    weights: dict[str, np.ndarray] = {"w": normal(out, channels // groups, *kernel)}
+    weights: dict[str, np.ndarray] = {"w": positive(out, channels // groups, *kernel)}
     kind = draw(st.sampled_from(["pads", "none", "VALID"]))
     options = [f"group = {groups}", f"strides = {each(1, 3)}", f"dilations = {each(1, 2)}"]
     options += {"pads": [f"pads = {own}"], "none": [], "VALID": ['auto_pad = "VALID"']}[kind]
@@ -77,14 +77,14 @@ def padded(draw: st.DrawFn) -> tuple[str, Arrays, Arrays, int, list[int]]:
     while inputs[-1] == "":
         inputs.pop()
     bias = draw(st.booleans())
-    weights |= {"d": normal(out)} if bias else {}
+    weights |= {"d": positive(out)} if bias else {}
     how = ["<" + ", ".join(how) + ">"] if how else []
     body = f"p = Pad{''.join(how)}({', '.join(inputs)})\n y = Conv<{', '.join(options)}>(p, w{', d' * bias})"
     sizes = each(5, 8)
     text = graph(body, f"float[n,{channels},{','.join(map(str, sizes))}] x", f"float[n,{','.join('oabc'[: axes + 1])}] y")
     read = {name: array for name, array in weights.items() if name in "wd" or name in inputs}
     wanted = [a + b for a, b in zip(added, own, strict=True)] if kind == "pads" else added
-    return text, {"x": normal(2, channels, *sizes)}, read, opset, wanted
+    return text, {"x": positive(2, channels, *sizes)}, read, opset, wanted
 
 
 @given(padded())

@@ -18,7 +18,7 @@ from halfconv.graph.prepare import prepare
 from halfconv.kernels.operators import DOMAIN
 from tests import exports
 from tests.graph import ops
-from tests.graph.test_fusions import Arrays, build, fuse, normal, reasons
+from tests.graph.test_fusions import Arrays, build, fuse, normal, positive, reasons
 
 NAME = "Conv, Transpose"
 PARTS = ["Reshape", "Transpose", "Reshape", "MatMul"]
@@ -63,14 +63,14 @@ def convolutions(draw: st.DrawFn) -> tuple[str, Arrays, Arrays, bool]:
         dims = [dims[order.index(place)] for place in range(axes + 2)]
         body = f"i = Transpose<perm = {order}>(x)\n "
     body += f"c = Conv<{strides}{padding}>({'i' if turned else 'x'}, w{', d' if bias else ''})\n "
-    weights = {"w": normal(out, channels, *kernel)} | ({"d": normal(out)} if bias else {})
+    weights = {"w": positive(out, channels, *kernel)} | ({"d": positive(out)} if bias else {})
     if flat:
         weights["flat"] = np.array(draw(st.sampled_from([[0, out, -1], [-1, out, math.prod(counts)], [0, 0, math.prod(counts)]])))
         body += "r = Reshape(c, flat)\n "
     body += f"y = Transpose<perm = {[0, 2, 1] if flat else [0, *range(2, axes + 2), 1]}>({'r' if flat else 'c'})"
     x = f"float[{','.join(map(str, ['n', *dims[1:]]))}] x"
     y = "float[n,s,o] y" if flat else f"float[n,{','.join('abc'[:axes])},o] y"
-    return graph(body, x, y), {"x": normal(*dims)}, weights, bias
+    return graph(body, x, y), {"x": positive(*dims)}, weights, bias
 
 
 @given(convolutions())
