@@ -195,14 +195,14 @@ def _made_up(cases: Sequence[Mapping[str, Any]]) -> list[str]:
         "model, batch", "FP32", "TF32", "best peer", "with graph, NHWC", *(["without its kernels"] if plain else []), "halfconv",
         "`torch.compile`", "back to back", "drift: GPU", "simulated",
     )  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = [record.line(*head), "|---" * len(head) + "|"]
     for case in cases:
         cells = [f"`{case['case']}`, {case['batch']}"]
         columns = ("fp32", "fp32-tf32", "peer", "peer_options", *(["halfconv-standard"] if plain else []))
         cells += [_ms(case[who]) for who in columns]
         cells += [f"**{_ms(case['halfconv'])}**", _ms(case["torch-compile"]), _ms(case["torch-compile"], "burst_ms")]
         cells += [_drift(case["gpu"]), _drift(case["predicted"])]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(record.line(*cells))
     return lines
 
 
@@ -212,13 +212,13 @@ def zoo_markdown(content: Mapping[str, Any]) -> str:
         "trained model", "FP32", "TF32", "best peer", "its drift", "best peer within tolerance", "halfconv", "drift: GPU",
         "simulated",
     )  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = [record.line(*head), "|---" * len(head) + "|"]
     for case in (case for case in summary(content["rows"]) if case["case"].startswith(OF_ZOO)):
         wrong = case["peer_options"] and case["peer_options"]["rel_l2"]
         cells = [f"`{case['case'].removeprefix(OF_ZOO)}`", _ms(case["fp32"]), _ms(case["fp32-tf32"]), _ms(case["peer_options"])]
         cells += ["NaN" if case["peer_options"] and wrong is None else _drift(wrong), _ms(case["peer_right"]) or "none"]
         cells += [f"**{_ms(case['halfconv'])}**", _drift(case["gpu"]), _drift(case["predicted"])]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(record.line(*cells))
     said = f"(On one sample each, which halfconv and modelopt were given; drift is rel_l2, of which {TOLERANCE:g} is tolerated.)"
     return "\n".join([*lines, "", said])
 

@@ -85,6 +85,11 @@ def show(rows: Sequence[Row], columns: Columns, notes: Sequence[str] = ()) -> No
     console.print(table)
 
 
+def line(*cells: object) -> str:
+    """Return a line of a table in Markdown."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 def _cell(value: object, form: str) -> str:
     if value is None:
         return "-"

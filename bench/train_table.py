@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bench import record
+
 Row = Mapping[str, Any]
 TITLES = {"train-fp32": "FP32", "train-tf32": "TF32", "train-fp16": "FP16", "train-bf16": "BF16"}
 STAGES = {
@@ -37,8 +39,10 @@ def short(content: Mapping[str, Any]) -> list[str]:
         content: A result of `bench/train.py`.
     """
     found, cases, kinds = _grid(content["rows"])
-    lines = [_line("trained in", *(f"`{case}`" for case in cases)), "|---" * (1 + len(cases)) + "|"]
-    lines += [_line(TITLES[who], *(_both(found[case, who]) if (case, who) in found else "" for case in cases)) for who in kinds]
+    lines = [record.line("trained in", *(f"`{case}`" for case in cases)), "|---" * (1 + len(cases)) + "|"]
+    for who in kinds:
+        cells = (_both(found[case, who]) if (case, who) in found else "" for case in cases)
+        lines.append(record.line(TITLES[who], *cells))
     memory, place = _where(content)
     return [
         *lines, "",
@@ -55,8 +59,8 @@ def digits(content: Mapping[str, Any]) -> list[str]:
     """
     rows = content["rows"]
     stages = {key: title for key, title in STAGES.items() if any(key in row for row in rows)}
-    lines = [_line("digits, trained in", *stages.values()), "|---" * (1 + len(stages)) + "|"]
-    lines += [_line(TITLES[row["who"]], *(f"{row[key]:.2%}" if key in row else "fails" for key in stages)) for row in rows]
+    lines = [record.line("digits, trained in", *stages.values()), "|---" * (1 + len(stages)) + "|"]
+    lines += [record.line(TITLES[row["who"]], *(f"{row[key]:.2%}" if key in row else "fails" for key in stages)) for row in rows]
     images = max((row.get("images", 0) for row in rows), default=0)
     place = "CPU" if content["machine"]["card"] == "cpu" else content["machine"]["card"]
     return [
@@ -69,10 +73,10 @@ def digits(content: Mapping[str, Any]) -> list[str]:
 def _table(rows: Sequence[Row], heading: str, cell: Callable[[Row], str]) -> list[str]:
     """Lay rows out: a line for each case, a column for each precision that there is."""
     found, cases, kinds = _grid(rows)
-    lines = [_line(heading, *(TITLES[who] for who in kinds)), "|---" * (1 + len(kinds)) + "|"]
+    lines = [record.line(heading, *(TITLES[who] for who in kinds)), "|---" * (1 + len(kinds)) + "|"]
     for case in cases:
         cells = (cell(found[case, who]) if (case, who) in found else "" for who in kinds)
-        lines.append(_line(f"`{case}`", *cells))
+        lines.append(record.line(f"`{case}`", *cells))
     return lines
 
 
@@ -104,7 +108,3 @@ def _worth(row: Row) -> str:
     if "error" in row:
         return "fails"
     return f"{row['metric']:.4f}" + (f" ({row['skipped']})" if row["skipped"] else "")
-
-
-def _line(*cells: object) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"

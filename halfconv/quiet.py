@@ -10,16 +10,17 @@ __all__ = ["quiet"]
 
 
 @contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Let a logger say nothing within the block, and put back its level.
+def quiet(*names: str) -> Iterator[None]:
+    """Let loggers say nothing within the block, and put back their levels.
 
     Args:
-        name: The logger's.
+        names: The loggers'.
     """
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

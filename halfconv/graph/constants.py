@@ -38,10 +38,12 @@ class FoldConstantsPass(FusionPass):
             array = _computed(node, known, model.opset_imports.get("", 0))
             if array is not None:
                 known[node.outputs[0]] = array
-        fresh = Fresh(model) if known else None
+        if not known:
+            return ir.passes.PassResult(model, modified=False)
+        fresh = Fresh(model)
         for value, array in known.items():
             uses = [use for use in value.uses() if not any(output in known for output in use.node.outputs)]
-            if not uses or fresh is None:
+            if not uses:
                 continue
             constant = fresh.constant(array, f"{value.name}_known")
             for use in uses:

@@ -18,8 +18,8 @@ CHANNELS = {"Conv": 0, "ConvTranspose": 1}
 def fold_batch_norm(norm: ir.Node, rewriter: Rewriter) -> Outcome:
     """Fold BatchNormalization into the weight and bias of a convolution that nothing else reads."""
     x = norm.inputs[0]
-    conv = x.producer() if x is not None else None
-    if norm.domain or x is None or not is_float(x) or conv is None or conv.op_type not in CHANNELS or conv.domain:
+    conv = _conv_of(x)
+    if norm.domain or x is None or conv is None:
         return None
     if norm.attributes.get_int("training_mode", 0) or len([output for output in norm.outputs if output.name]) > 1:
         return "it is for training"
@@ -40,7 +40,7 @@ def _fold(conv: ir.Node, norm: ir.Node, rewriter: Rewriter) -> ir.Node:
     assert weight is not None and weight.shape is not None
     gamma, beta, mean, variance = (_numbers(value) for value in norm.inputs[1:5])
     factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-    given = _numbers(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else np.zeros_like(mean)
+    given = _bias(conv, mean.size)
     column = factor.reshape([-1 if place == axis else 1 for place in range(weight.shape.rank())])
     tensor = weight.const_value
     assert tensor is not None
@@ -54,6 +54,17 @@ def _fold(conv: ir.Node, norm: ir.Node, rewriter: Rewriter) -> ir.Node:
     return rewriter.replace(norm, conv.op_type, inputs, dict(conv.attributes))
 
 
+def _conv_of(x: ir.Value | None) -> ir.Node | None:
+    """Return the convolution that makes a value of floats."""
+    conv = x.producer() if x is not None and is_float(x) else None
+    return conv if conv is not None and conv.op_type in CHANNELS and not conv.domain else None
+
+
+def _bias(conv: ir.Node, channels: int) -> np.ndarray:
+    """Return a convolution's bias, zeros if it has none."""
+    return _numbers(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else np.zeros(channels)
+
+
 def _numbers(value: ir.Value | None) -> np.ndarray:
     assert value is not None and value.const_value is not None
     return value.const_value.numpy().astype(np.float64)
@@ -64,8 +75,8 @@ def fold_bias(add: ir.Node, rewriter: Rewriter) -> Outcome:
     x, added = add.inputs
     if x is not None and is_weight(x):
         x, added = added, x
-    conv = x.producer() if x is not None else None
-    if add.domain or x is None or not is_float(x) or conv is None or conv.op_type not in CHANNELS or conv.domain:
+    conv = _conv_of(x)
+    if add.domain or x is None or conv is None:
         return None
     if added is None or not is_weight(added) or added.const_value is None:
         return None
@@ -79,10 +90,9 @@ def fold_bias(add: ir.Node, rewriter: Rewriter) -> Outcome:
     bias = conv.inputs[2] if len(conv.inputs) > 2 else None
     if bias is not None and (not is_weight(bias) or bias.const_value is None):
         return "the convolution's bias is computed"
-    first = np.zeros(channels) if bias is None else _numbers(bias)
 
     def fold() -> ir.Node:
-        whole = (first + _numbers(added).reshape(-1)).astype(np.float32)
+        whole = (_bias(conv, channels) + _numbers(added).reshape(-1)).astype(np.float32)
         inputs = [*conv.inputs[:2], rewriter.constant(whole, f"{add.outputs[0].name}_bias")]
         return rewriter.replace(add, conv.op_type, inputs, dict(conv.attributes))
 

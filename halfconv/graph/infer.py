@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from halfconv.graph.names import subgraphs
 from halfconv.graph.schema import signature
+from halfconv.quiet import quiet
 
 __all__ = ["InferTypesPass", "infer"]
 
@@ -17,9 +17,8 @@ __all__ = ["InferTypesPass", "infer"]
 def infer(model: ir.Model) -> None:
     """Infer types and shapes in place, as far as they can be."""
     # The pass reports a failure by a logged traceback; a model that it cannot infer is planned with the types it declares.
-    logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.CRITICAL)
     # onnx-ir cannot hold maps, which inference finds behind ZipMap: such a model keeps the shapes it declares.
-    with contextlib.suppress(ir.serde.SerdeError):
+    with quiet(common.shape_inference.__name__), contextlib.suppress(ir.serde.SerdeError):
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
     InferTypesPass()(model)
 

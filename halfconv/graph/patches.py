@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from halfconv.graph.fuse import is_op, only_reader, remove_unread
-from halfconv.graph.rules import Outcome, Rewriter, is_transpose, readers
+from halfconv.graph.rules import READ_BY_OTHERS, Outcome, Rewriter, is_transpose, readers
 from halfconv.graph.sizes import Size, perm_of
 from halfconv.graph.typegroups import is_float, is_weight
 
@@ -104,7 +104,7 @@ def _last(found: _Windows, rewriter: Rewriter) -> ir.Node | str:
     result, graph, rank = found.conv.outputs[0], found.conv.graph, len(found.kernel) + 2
     following = [node for node in readers(result) if not is_op(node, "Shape", graph) or node.outputs[0].is_graph_output()]
     if len(following) != 1 or result.is_graph_output():
-        return "its result is read by others, too"
+        return READ_BY_OTHERS
     node = following[0]
     if is_op(node, "Reshape", graph) and node.inputs[0] is result:
         flat = [rewriter.sizes.size(found.image, 0), found.out, math.prod(found.counts)]
@@ -112,7 +112,7 @@ def _last(found: _Windows, rewriter: Rewriter) -> ir.Node | str:
             return "its result is read channels first"
         reader = only_reader(node.outputs[0])
         if reader is None:
-            return "its result is read by others, too"
+            return READ_BY_OTHERS
         node, rank = reader, 3
     if not is_op(node, "Transpose", graph) or not is_transpose(node, (0, *range(2, rank), 1)):
         return "its result is read channels first"

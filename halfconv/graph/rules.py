@@ -13,10 +13,12 @@ from halfconv.graph.fuse import FusionPass, put_in_place, remove_unread, scalar
 from halfconv.graph.lift import Fresh
 from halfconv.graph.sizes import Learned, Size, Sizes
 
-__all__ = ["MS", "Outcome", "Rewriter", "Rule", "RulePass", "is_transpose", "readers", "transposed"]
+__all__ = ["MS", "READ_BY_OTHERS", "Outcome", "Rewriter", "Rule", "RulePass", "is_transpose", "readers", "transposed"]
 
 #: ONNX Runtime's own operators.
 MS = "com.microsoft"
+#: Said where an operator could be taken up, were its result not needed itself.
+READ_BY_OTHERS = "its result is read by others, too"
 #: How many nodes a scale is computed by, at most.
 DEPTH = 12
 

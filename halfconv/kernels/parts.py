@@ -9,22 +9,20 @@ import numpy as np
 import onnx_ir as ir
 
 from halfconv.graph.fuse import only_reader
-from halfconv.graph.rules import Outcome, Rewriter
+from halfconv.graph.rules import READ_BY_OTHERS, Outcome, Rewriter
 from halfconv.graph.sizes import perm_of
 from halfconv.graph.transposes import dropped
 from halfconv.graph.typegroups import is_weight
 from halfconv.kernels.operators import DOMAIN
 
 __all__ = [
-    "ALIGNED", "HALF", "READ_BY_OTHERS", "bias_of", "followed", "half_weight", "is_half", "is_own", "last_bias", "put", "reshaped",
+    "ALIGNED", "HALF", "bias_of", "followed", "half_weight", "is_half", "is_own", "last_bias", "put", "reshaped",
     "same_shape", "stored", "zeros",
 ]  # fmt: skip
 
 HALF = ir.DataType.FLOAT16
 #: Channels come in multiples of this: a kernel reads 16 bytes at once.
 ALIGNED = 8
-#: Said where an operator could be taken up, were its result not needed itself.
-READ_BY_OTHERS = "its result is read by others, too"
 
 
 def is_half(*values: ir.Value | None) -> bool:

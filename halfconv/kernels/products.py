@@ -5,11 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from halfconv.graph.fuse import is_op, only_reader
-from halfconv.graph.rules import MS, Outcome, Rewriter
+from halfconv.graph.rules import MS, READ_BY_OTHERS, Outcome, Rewriter
 from halfconv.graph.typegroups import is_weight
 from halfconv.kernels.parts import (
     ALIGNED,
-    READ_BY_OTHERS,
     bias_of,
     followed,
     half_weight,

@@ -146,7 +146,7 @@ class Bound:
         """Cast and copy a run's inputs to where the model reads them, and bind them.
 
         Args:
-            feeds: The inputs; where a batch is smaller than the buffer, its last row fills the rest.
+            feeds: The inputs, whose arrays are written; where a batch is smaller than the buffer, its last row fills the rest.
 
         Returns:
             What must live until the run has ended.
@@ -160,7 +160,6 @@ class Bound:
             if feed.array is None and self.graph is None:
                 address = foreign.direct(feed, self.shapes[name], self._device.index)
                 if address is not None:
-                    foreign.wait(feed.given)
                     kept.append(feed.given)
                     self._elsewhere.add(name)
                     self._binding.bind_input(name, self._device.name, self._device.index, feed.spec.code, list(feed.shape), address)

@@ -21,7 +21,7 @@ from .device import GATE, Cuda, Device, Host
 from .held import Held, Request, Settings, options_of
 from .loading import Loaded
 from .on_device import GraphState, OnDevice
-from .route import Route
+from .route import Route, signature
 from .settings import Profile
 from .torch_route import TorchRoute
 
@@ -52,20 +52,8 @@ class _Way:
     looks: int = 0
 
 
-def _signature(feeds: Mapping[str, Any], outputs: Sequence[str] | None) -> Any:
-    """Return what decides how a request of plain numpy arrays runs; None for others."""
-    found: list[Any] = [outputs]
-    if not isinstance(feeds, dict):
-        return None
-    if outputs is not None and not isinstance(outputs, str):
-        if not isinstance(outputs, (list, tuple)) or not all(isinstance(name, str) for name in outputs):
-            return None
-        found = [tuple(outputs)]
-    for name, array in feeds.items():
-        if type(array) is not np.ndarray or array.dtype.kind not in "fiub":
-            return None
-        found += name, array.dtype, array.shape
-    return tuple(found)
+def _is_plain(array: Any) -> bool:
+    return type(array) is np.ndarray and array.dtype.kind in "fiub"
 
 
 class Engine:
@@ -160,7 +148,7 @@ class Engine:
             EnvironmentProblem: ONNX Runtime failed.
         """
         device = self._device
-        way = None if device is None else self._ways.get(_signature(feeds, outputs))
+        way = None if device is None else self._ways.get(signature(feeds, outputs, _is_plain))
         route = None if way is None else way.route
         if device is None or way is None or route is None:
             return None
@@ -211,20 +199,20 @@ class Engine:
         """
         ticket = request.ticket
         try:
-            signature = _signature(request.feeds, request.outputs)
-            way = None if signature is None else self._ways.get(signature)
+            key = signature(request.feeds, request.outputs, _is_plain)
+            way = None if key is None else self._ways.get(key)
             if way is None:
                 feeds, way = self._find_way(request)
-                if signature is not None and all(feed.array is request.feeds[name] for name, feed in feeds.items()):
+                if key is not None and all(feed.array is request.feeds[name] for name, feed in feeds.items()):
                     if len(self._ways) >= MOST_WAYS:
                         self._ways.clear()
-                    self._ways[signature] = way
+                    self._ways[key] = way
             else:
                 feeds = {n: Feed(way.specs[n], array, way.elements[n], array.shape) for n, array in request.feeds.items()}
             request.batch, request.bucket = way.batch, None if way.fit is None else way.fit.size
             if self._device is not None:
                 found = self._device.run(request, feeds, way.fit or way.exact, way.names, way.cut)
-                if signature in self._ways and ticket is None and request.to == "numpy" and not self.loaded.recording:
+                if key in self._ways and ticket is None and request.to == "numpy" and not self.loaded.recording:
                     self._look_for_route(self._device, way, feeds)
                 if request.to == "torch" and ticket is None and not self.loaded.recording:
                     self._look_for_torch_route(self._device, request, way)

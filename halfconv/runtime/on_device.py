@@ -112,10 +112,8 @@ class OnDevice:
             RunStopped: It was stopped.
             Exception: ONNX Runtime's.
         """
+        self._await(feeds)
         for name, feed in feeds.items():
-            if feed.array is None:  # it is made on this thread's stream, and another may run the model
-                with GATE.shared():
-                    foreign.wait(feed.given)
             if feed.array is None and feed.spec.on_host and self._held.provider != "cpu":
                 feeds[name] = look(foreign.to_host(feed.given, name), feed.spec)
         rows = None if fit.rows == fit.size else fit.rows
@@ -134,13 +132,25 @@ class OnDevice:
                 self._trim()
             return found
 
-    def route(self, fit: Fit, feeds: Mapping[str, Feed], names: Sequence[str]) -> Route | None:
-        """Return the way of requests like one that just ran; None if its batch was padded, or each run has to be looked at."""
+    @staticmethod
+    def _await(feeds: Mapping[str, Feed]) -> None:
+        """Wait until inputs elsewhere are written: they are made on this thread's stream, and another may run the model."""
+        given = [feed.given for feed in feeds.values() if feed.array is None]
+        if given:
+            with GATE.shared():
+                for value in given:
+                    foreign.wait(value)
+
+    def _routable(self, fit: Fit) -> Bound | None:
+        """Return the buffers of requests that may have a route; None if a batch was padded, or each run has to be looked at."""
         with self._lock:
             bound = self._bounds.get(shapes_key(fit.shapes))
-        if bound is None or fit.rows != fit.size or (self._lane is not None) != (bound.captured is not None):
-            return None
-        if self._held.passes:
+        return None if fit.rows != fit.size or self._held.passes else bound
+
+    def route(self, fit: Fit, feeds: Mapping[str, Feed], names: Sequence[str]) -> Route | None:
+        """Return the way of requests like one that just ran; None if there is none."""
+        bound = self._routable(fit)
+        if bound is None or (self._lane is not None) != (bound.captured is not None):
             return None
         with bound.lock, GATE.shared():
             return bound.route(feeds, names, self._held.settings.output)
@@ -152,10 +162,8 @@ class OnDevice:
 
     def torch_route(self, fit: Fit, names: Sequence[str]) -> TorchRoute | None:
         """Return the way of requests of torch tensors like one that just ran; None if there is none: only graphs have one."""
-        with self._lock:
-            bound = self._bounds.get(shapes_key(fit.shapes))
-        stream = self._held.loaded.stream
-        if bound is None or fit.rows != fit.size or bound.captured is None or stream is None or self._held.passes:
+        bound, stream = self._routable(fit), self._held.loaded.stream
+        if bound is None or bound.captured is None or stream is None:
             return None
         with bound.lock, GATE.shared():
             route = bound.torch_route(stream, names, self._held.settings.output)
@@ -339,6 +347,7 @@ class OnDevice:
             InputError: The inputs cannot be cast.
             EnvironmentProblem: ONNX Runtime failed.
         """
+        self._await(looked)
         with self._lock:
             wanted = self._held.settings.graph is not False and not self._reads_host(looked)
             graph = self._number() if wanted else None

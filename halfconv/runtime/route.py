@@ -6,7 +6,7 @@ A small model's graph takes 0.2 ms, of which a look at every input and output an
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,32 @@ from .lending import Lender
 if TYPE_CHECKING:
     from .binding import Bound
 
-__all__ = ["Move", "Route"]
+__all__ = ["Move", "Route", "signature"]
+
+
+def signature(feeds: Any, outputs: Sequence[str] | str | None, is_plain: Callable[[Any], bool]) -> Any:
+    """Return what decides how a request runs.
+
+    Args:
+        feeds: Input -> array.
+        outputs: The outputs that are asked for.
+        is_plain: Tells whether an array is of the kind that is looked for.
+
+    Returns:
+        A key, the same for requests that run the same way; None if an array is of another kind, or what is given is no request.
+    """
+    if not isinstance(feeds, dict):
+        return None
+    if outputs is not None and not isinstance(outputs, str):
+        if not isinstance(outputs, (list, tuple)) or not all(isinstance(name, str) for name in outputs):
+            return None
+        outputs = tuple(outputs)
+    found: list[Any] = [outputs]
+    for name, array in feeds.items():
+        if not is_plain(array):
+            return None
+        found += name, array.dtype, array.shape
+    return tuple(found)
 
 
 class Move(NamedTuple):

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import route
 from .arrays import FLOATS, Spec
 from .device import Stream
 from .foreign import share
@@ -23,19 +24,14 @@ __all__ = ["TorchRoute", "signature"]
 
 def signature(feeds: Any, outputs: Sequence[str] | str | None, index: int) -> Any:
     """Return what decides how a request of torch tensors on a GPU runs; None for others."""
-    if not isinstance(feeds, dict) or "torch" not in sys.modules:
+    if "torch" not in sys.modules:
         return None
     torch = sys.modules["torch"]
-    if outputs is not None and not isinstance(outputs, str):
-        if not isinstance(outputs, (list, tuple)) or not all(isinstance(name, str) for name in outputs):
-            return None
-        outputs = tuple(outputs)
-    found: list[Any] = [outputs]
-    for name, value in feeds.items():
-        if type(value) is not torch.Tensor or not _is_on(value, index) or value.layout is not torch.strided:
-            return None
-        found += name, value.dtype, value.shape
-    return tuple(found)
+
+    def is_plain(value: Any) -> bool:
+        return type(value) is torch.Tensor and _is_on(value, index) and value.layout is torch.strided
+
+    return route.signature(feeds, outputs, is_plain)
 
 
 def _is_on(value: Any, index: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,12 @@ def with_graphs(monkeypatch: Any, source: bytes | Path, **settings: Any) -> Engi
 
     monkeypatch.setattr(held, "load", loaded)
     return on_host(source, wishes=Wishes(("cpu",), graph=True), **settings)
+
+
+def in_threads(work: Callable[[int], None], count: int) -> None:
+    """Call a function with 0, 1, …, each in a thread of its own, and wait for all."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

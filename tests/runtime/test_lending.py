@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -178,10 +177,6 @@ def test_many_threads_share_a_session_and_keep_results(monkeypatch: pytest.Monke
             del held[: -(1 + seed)]
             wrong.extend(index for x, y in held if not np.array_equal(y, x * x))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    models.in_threads(work, 4)
     engine.close()
     assert not wrong

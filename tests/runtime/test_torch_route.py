@@ -192,11 +192,7 @@ def test_other_threads_are_served_with_their_own_streams(log: list[str], monkeyp
             y = ask(engine, x)[1]["y"]
             wrong.extend([index] * (not torch.equal(y, x.half() * x.half())))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    models.in_threads(work, 4)
     engine.close()
     assert not wrong
 
